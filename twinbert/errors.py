@@ -1,0 +1,96 @@
+"""What can go wrong outside the store. Each error says what is wrong, where, and what to do.
+
+    TwinbertError
+    ├── UsageError            a setting or a file from the user is wrong
+    ├── InvalidRequestError   a request breaks the contract; names the field
+    ├── BundleError           a bundle is missing, damaged or of another format
+    │   └── ExportError       a bundle could not be made, or differs from its model
+    ├── CrossingMissingError  the bundle lacks the crossing layer asked for
+    ├── MismatchError         two things that must not be mixed
+    ├── UnavailableError      not now: starting, draining
+    ├── QueueFullError        not now: too much is waiting
+    ├── UnsupportedError      this version, or this bundle, cannot
+    └── RemoteError           (client) the server answered with an error
+
+`reason` is the `ErrorInfo.reason` that travels over gRPC: `twinbert.serving.status` maps types to codes.
+"""
+
+from __future__ import annotations
+
+
+class TwinbertError(Exception):
+    """Root of the tree."""
+
+    reason = "INTERNAL"
+
+
+class UsageError(TwinbertError):
+    """A setting or a file from the user is wrong."""
+
+    reason = "INVALID_SETTING"
+
+
+class InvalidRequestError(TwinbertError):
+    """A request breaks the contract; `field` is the path of the field, e.g. `tasks[0].query`."""
+
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.description = message
+
+
+class BundleError(TwinbertError):
+    """A bundle is missing, damaged or of another format."""
+
+    reason = "BUNDLE_INVALID"
+
+
+class ExportError(BundleError):
+    """A bundle could not be made from a model, or differs from it by more than is allowed."""
+
+    reason = "EXPORT_FAILED"
+
+
+class CrossingMissingError(TwinbertError):
+    """The bundle lacks the crossing layer asked for."""
+
+    reason = "CROSSING_MISSING"
+
+
+class MismatchError(TwinbertError):
+    """Embeddings, bundle or store do not belong together."""
+
+    reason = "FINGERPRINT_MISMATCH"
+
+
+class UnavailableError(TwinbertError):
+    """The server is starting or draining."""
+
+    reason = "UNAVAILABLE"
+
+
+class QueueFullError(TwinbertError):
+    """Too much is waiting; `retry_after_s` is when to try again, in seconds."""
+
+    reason = "QUEUE_FULL"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnsupportedError(TwinbertError):
+    """This version, or this bundle, cannot do what was asked for."""
+
+    reason = "UNSUPPORTED"
+
+
+class RemoteError(TwinbertError):
+    """A server answered with an error. `code` is the gRPC status code's name."""
+
+    def __init__(self, code: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason

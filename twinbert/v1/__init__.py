@@ -1,0 +1,1 @@
+"""Stubs generated from protos/twinbert/v1 by `make protos`; do not edit."""
