@@ -1,0 +1,309 @@
+"""A bundle: the directory that holds all that serving one trained TwinBERT needs. `bundle.json` is defined here.
+
+    bundle.json               this file's format: what the bundle is, and size and sha256 of every other file
+    tokenizer.json            text → token ids
+    query.onnx, document.onnx the towers: input_ids, attention_mask int64 [B, L] → embeddings float32 [B, D]
+    crossing.cosine.onnx      queries [Q, D], documents [N, D] float32, task int64 [N] → scores float32 [N]
+    model.safetensors         the weights to train on from; not needed for serving
+
+Two digests name a bundle. `model` is the sha256 of bundle.json's bytes, and so of everything. `fingerprint` is the
+sha256 of what shapes stored document embeddings: embeddings and crossings of unequal fingerprints never meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from twinbert.errors import BundleError
+
+FORMAT = 1
+BUNDLE_JSON = "bundle.json"
+
+Tower = Literal["query", "document"]
+TOWERS: tuple[Tower, ...] = ("query", "document")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerEntry:
+    """A tower: its file, and how many tokens it reads (special tokens included; longer texts are truncated)."""
+
+    file: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossingEntry:
+    """A crossing layer: its file, and whether its probabilities were calibrated on labelled data."""
+
+    file: str
+    calibrated: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerEntry:
+    """The tokenizer: its kind (`wordpiece`) and file."""
+
+    kind: str
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle. Make one with `Bundle.open`; nothing here holds a file open.
+
+    Attributes:
+        path: the directory, absolute.
+        model: sha256 of bundle.json, 64 hex digits.
+        fingerprint: of the document embeddings, 64 hex digits.
+        dimension: D, the length of an embedding.
+        pooling: `cls` or `weighted`.
+        normalisation: `l2` or `none`.
+        activation: what an embedding passes through last before it is normalised: `tanh` or `none`.
+        towers: query and document tower.
+        tokenizer: what both towers read.
+        crossings: by name: `cosine`.
+        default_crossing: the crossing of requests that name none.
+        quality: what export measured: parity with torch, what each stored encoding costs.
+        configuration: bundle.json as it was parsed.
+    """
+
+    path: Path
+    model: str
+    fingerprint: str
+    dimension: int
+    pooling: str
+    normalisation: str
+    activation: str
+    towers: Mapping[Tower, TowerEntry]
+    tokenizer: TokenizerEntry
+    crossings: Mapping[str, CrossingEntry]
+    default_crossing: str
+    quality: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
+        """Reads bundle.json and checks that the directory is what it says.
+
+        Args:
+            path: the bundle's directory.
+            verify: also read every file and compare its sha256; without it only presence and size are checked.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of another format; the message names the file.
+        """
+        directory = Path(path).absolute()
+        content, configuration = _read(directory)
+        bundle = _parse(directory, hashlib.sha256(content).hexdigest(), configuration)
+        _check_files(bundle, verify=verify)
+        return bundle
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the default crossing's probabilities were calibrated."""
+        return self.crossings[self.default_crossing].calibrated
+
+    @property
+    def fixed_step(self) -> bool:
+        """Whether every embedding lies in [-1, 1] by construction, so that uint8 can use its fixed step 2/255."""
+        return self.activation == "tanh" and self.normalisation == "none"
+
+    def max_tokens(self, tower: Tower) -> int:
+        """Tokens that a tower reads, special tokens included."""
+        return self.towers[tower].max_tokens
+
+    def sha256(self, name: str) -> str:
+        """sha256 of a file of the bundle, 64 hex digits."""
+        return str(self.configuration["files"][name]["sha256"])
+
+    def file(self, name: str) -> Path:
+        """Path of a file that bundle.json lists.
+
+        Raises:
+            BundleError: the bundle has no such file, or it is an optional one that is absent.
+        """
+        path = self.path / name
+        if name not in self.configuration["files"]:
+            raise BundleError(f"{self.path}: bundle.json lists no file {name!r}")
+        if not path.exists():
+            raise BundleError(f"{path}: this copy of the bundle was made without it; take it from the original")
+        return path
+
+
+def fingerprint(
+    *, document_onnx: str, tokenizer: str, max_tokens: int, pooling: str, normalisation: str, dimension: int
+) -> str:
+    """The fingerprint of document embeddings; `document_onnx` and `tokenizer` are the sha256 of those files."""
+    shaping = {
+        "document_onnx": document_onnx,
+        "tokenizer": tokenizer,
+        "max_tokens": max_tokens,
+        "pooling": pooling,
+        "normalisation": normalisation,
+        "dimension": dimension,
+    }
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def to_json(configuration: Mapping[str, Any]) -> bytes:
+    """The one serialisation of bundle.json."""
+    return (json.dumps(configuration, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file, as bundle.json lists it."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
+    path = directory / BUNDLE_JSON
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        missing = "has no bundle.json, so it is no bundle" if directory.is_dir() else "does not exist"
+        raise BundleError(f"{directory}: {missing}; `twinbert bundle import` makes one") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        configuration = json.loads(content)
+    except ValueError as error:
+        raise BundleError(f"{path}: is not JSON ({error}); copy or export the bundle again") from error
+    if not isinstance(configuration, dict):
+        raise BundleError(f"{path}: holds no JSON object; copy or export the bundle again")
+    return content, configuration
+
+
+class _Fields:
+    """Typed access to a JSON object of bundle.json; every complaint says where the field is."""
+
+    def __init__(self, directory: Path, content: Mapping[str, Any], where: str = "") -> None:
+        self._directory = directory
+        self._content = content
+        self._where = where
+
+    def text(self, name: str) -> str:
+        value = self._content.get(name)
+        if isinstance(value, str) and value:
+            return value
+        raise self._wrong(name, "a string")
+
+    def choice(self, name: str, *choices: str) -> str:
+        value = self._content.get(name)
+        if isinstance(value, str) and value in choices:
+            return value
+        raise self._wrong(name, " or ".join(choices))
+
+    def flag(self, name: str) -> bool:
+        value = self._content.get(name)
+        if isinstance(value, bool):
+            return value
+        raise self._wrong(name, "true or false")
+
+    def count(self, name: str) -> int:
+        value = self._content.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        raise self._wrong(name, "a whole number above 0")
+
+    def fields(self, name: str) -> _Fields:
+        value = self._content.get(name)
+        if isinstance(value, dict):
+            return _Fields(self._directory, value, f"{self._where}{name}.")
+        raise self._wrong(name, "an object")
+
+    def mapping(self, name: str, read: Callable[[_Fields], _T]) -> dict[str, _T]:
+        inner = self.fields(name)
+        return {key: read(inner.fields(key)) for key in inner._content}
+
+    def _wrong(self, name: str, wanted: str) -> BundleError:
+        found = f"{self._where}{name} is {self._content.get(name)!r}, it must be {wanted}"
+        return BundleError(f"{self._directory / BUNDLE_JSON}: {found}; copy or export the bundle again")
+
+
+def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle:
+    fields = _Fields(directory, configuration)
+    if fields.count("format") != FORMAT:
+        raise BundleError(
+            f"{directory / BUNDLE_JSON}: has format {configuration['format']}, this version reads {FORMAT}; "
+            "upgrade twinbert, or export the bundle with this version"
+        )
+    digests = fields.mapping("files", lambda file: (file.count("size"), file.text("sha256"))[1])
+
+    def listed(entry: _Fields) -> str:
+        return entry.choice("file", *digests)
+
+    tokenizer = fields.fields("tokenizer")
+    towers = {
+        name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens"))
+        for name, entry in ((name, fields.fields("towers").fields(name)) for name in TOWERS)
+    }
+    crossings = fields.mapping(
+        "crossings", lambda entry: CrossingEntry(file=listed(entry), calibrated=entry.flag("calibrated"))
+    )
+    bundle = Bundle(
+        path=directory,
+        model=model,
+        fingerprint=fields.text("fingerprint"),
+        dimension=fields.count("dimension"),
+        pooling=fields.choice("pooling", "cls", "weighted"),
+        normalisation=fields.choice("normalisation", "l2", "none"),
+        activation=fields.choice("activation", "tanh", "none"),
+        towers=towers,
+        tokenizer=TokenizerEntry(kind=tokenizer.choice("kind", "wordpiece"), file=listed(tokenizer)),
+        crossings=crossings,
+        default_crossing=fields.choice("default_crossing", *crossings),
+        quality=configuration.get("quality", {}),
+        configuration=configuration,
+    )
+    computed = fingerprint(
+        document_onnx=digests[towers["document"].file],
+        tokenizer=digests[bundle.tokenizer.file],
+        max_tokens=towers["document"].max_tokens,
+        pooling=bundle.pooling,
+        normalisation=bundle.normalisation,
+        dimension=bundle.dimension,
+    )
+    if bundle.fingerprint != computed:
+        raise BundleError(
+            f"{directory / BUNDLE_JSON}: states fingerprint {bundle.fingerprint}, what it describes has {computed}; "
+            "it was changed by hand: copy or export the bundle again"
+        )
+    return bundle
+
+
+def _check_files(bundle: Bundle, *, verify: bool) -> None:
+    """Every listed file is a plain name inside the directory, of the stated size and, with `verify`, sha256."""
+    root = bundle.path.resolve()
+    digests: dict[tuple[int, int], str] = {}  # by device and inode: equal towers are one file with two names
+    for name, entry in bundle.configuration["files"].items():
+        path = bundle.path / name
+        if name in ("", ".", "..", BUNDLE_JSON) or "/" in name or "\\" in name or "\0" in name:
+            raise BundleError(f"{bundle.path / BUNDLE_JSON}: lists {name!r}, which is not a plain file name")
+        if not path.exists():
+            if entry.get("optional") is True:
+                continue
+            raise BundleError(f"{path}: is missing; copy or export the bundle again")
+        if not path.resolve().is_relative_to(root) or not path.is_file():
+            raise BundleError(f"{path}: is not a file inside the bundle; copy the bundle with its links resolved")
+        status = path.stat()
+        if status.st_size != entry["size"]:
+            raise BundleError(
+                f"{path}: has {status.st_size} bytes, bundle.json says {entry['size']}; copy or export the bundle again"
+            )
+        if not verify:
+            continue
+        inode = (status.st_dev, status.st_ino)
+        if inode not in digests:
+            digests[inode] = describe_file(path)["sha256"]
+        if digests[inode] != entry["sha256"]:
+            raise BundleError(
+                f"{path}: does not have the sha256 that bundle.json says; copy or export the bundle again"
+            )

@@ -1,0 +1,167 @@
+"""A bundle at work: text → token ids → embeddings → scores, with ONNX Runtime and without torch.
+
+Shapes: Q queries, N texts or pairs, B texts in one run, L tokens, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from twinbert.bundle import Bundle, Tower
+from twinbert.errors import BundleError, CrossingMissingError, UsageError
+from twinbert.tokenizer import TokenBatch, Tokenizer, WordPiece
+
+__all__ = ["Floats", "Runtime", "TokenBatch"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+MAX_PADDING = 0.1  # of the tokens that a run computes
+MAX_RUN_TOKENS = 2048
+
+# These share no base class.
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class Runtime:
+    """The towers and crossing layers of a bundle. Every method may be called from several threads at once.
+
+    Args:
+        bundle: what to run.
+        towers: the towers to load; towers with the same weights are loaded once.
+        threads: threads that compute one call. The calling thread is one of them.
+
+    Raises:
+        BundleError: a file of the bundle cannot be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, towers: Sequence[Tower] = ("query",), threads: int = 1) -> None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; at least one thread has to compute")
+        self.bundle = bundle
+        sessions: dict[str, onnxruntime.InferenceSession] = {}  # by sha256
+
+        def session(file: str) -> onnxruntime.InferenceSession:
+            digest = bundle.sha256(file)
+            if digest not in sessions:
+                sessions[digest] = _open_session(bundle.file(file), threads)
+            return sessions[digest]
+
+        tokenizer = bundle.file(bundle.tokenizer.file)
+        self._towers = {
+            tower: _Tower(
+                tokenizer=WordPiece(tokenizer, max_tokens=bundle.max_tokens(tower)),
+                session=session(bundle.towers[tower].file),
+            )
+            for tower in towers
+        }
+        self._crossings = {name: session(entry.file) for name, entry in bundle.crossings.items()}
+
+    def max_tokens(self, tower: Tower) -> int:
+        """Tokens that a tower reads, special tokens included."""
+        return self.bundle.max_tokens(tower)
+
+    def tokenize(self, texts: Sequence[str], tower: Tower = "query") -> TokenBatch:
+        """Token ids of texts that are not blank; those longer than the tower reads are truncated and marked so."""
+        return self._tower(tower).tokenizer.encode(texts)
+
+    def embed(self, tokens: TokenBatch, tower: Tower = "query") -> Floats:
+        """Embeddings [N, D] of texts of any lengths, in their order.
+
+        Texts of like length share a run; at most a tenth of the tokens of a run are padding. A text's embedding is the
+        same in any company to about 1e-7: which kernels compute a matrix product depends on its size.
+        """
+        session = self._tower(tower).session
+        embeddings_ND = np.empty((len(tokens), self.bundle.dimension), dtype=np.float32)
+        for run in _runs(tokens.lengths):
+            input_ids_BL, attention_mask_BL = _pad([tokens.ids[i] for i in run])
+            feeds = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
+            embeddings_ND[run] = session.run(["embeddings"], feeds)[0]
+        return embeddings_ND
+
+    def encode(self, texts: Sequence[str], tower: Tower = "query") -> Floats:
+        """Embeddings [N, D] of texts that are not blank."""
+        return self.embed(self.tokenize(texts, tower), tower)
+
+    def cross(self, queries_QD: Floats, documents_ND: Floats, task_N: Ints, crossing: str | None = None) -> Floats:
+        """Probabilities [N] in [0, 1]: document n against query task_N[n].
+
+        Args:
+            queries_QD: embeddings of the query tower.
+            documents_ND: embeddings of the document tower, under the bundle's fingerprint.
+            task_N: int64, which query each document is a candidate of.
+            crossing: name of the crossing layer; None: the bundle's default.
+
+        Raises:
+            CrossingMissingError: the bundle lacks this crossing.
+        """
+        name = self.bundle.default_crossing if crossing is None else crossing
+        if name not in self._crossings:
+            there = ", ".join(self._crossings)
+            raise CrossingMissingError(f"{self.bundle.path}: has no crossing layer {name!r}; it has {there}")
+        if not len(documents_ND):
+            return np.empty(0, dtype=np.float32)
+        feeds = {"queries": queries_QD, "documents": documents_ND, "task": task_N}
+        scores_N: Floats = self._crossings[name].run(["scores"], feeds)[0]
+        return scores_N
+
+    def _tower(self, tower: Tower) -> _Tower:
+        if tower not in self._towers:
+            raise UsageError(f"this runtime has not loaded the {tower} tower; name it in `towers` when opening one")
+        return self._towers[tower]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    tokenizer: Tokenizer
+    session: onnxruntime.InferenceSession
+
+
+def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors: they are raised as well
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from error
+
+
+def _runs(lengths_N: Ints) -> Iterator[Ints]:
+    """Splits texts into runs: the positions of texts of like length, shortest first."""
+    order_N = np.argsort(lengths_N, kind="stable")
+    start, tokens = 0, 0  # of the run being filled: where it starts in `order_N`, its tokens without padding
+    for stop, length in enumerate(lengths_N[order_N].tolist()):
+        computed = (stop + 1 - start) * length  # were this text in the run too
+        if stop > start and (computed > MAX_RUN_TOKENS or computed - tokens - length > MAX_PADDING * computed):
+            yield order_N[start:stop]
+            start, tokens = stop, 0
+        tokens += length
+    if len(order_N):
+        yield order_N[start:]
+
+
+def _pad(ids: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """input_ids and attention_mask [B, L] of texts, padded to the longest with id 0: what is masked may be any id."""
+    input_ids_BL = np.zeros((len(ids), max(map(len, ids))), dtype=np.int64)
+    attention_mask_BL = np.zeros_like(input_ids_BL)
+    for row, ids_L in enumerate(ids):
+        input_ids_BL[row, : len(ids_L)] = ids_L
+        attention_mask_BL[row, : len(ids_L)] = 1
+    return input_ids_BL, attention_mask_BL

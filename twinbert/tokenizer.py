@@ -1,0 +1,93 @@
+"""Text → token ids. `Tokenizer` is the interface; WordPiece, from a `tokenizer.json`, is the one kind so far."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from twinbert.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Texts as token ids, each at its real length.
+
+    Attributes:
+        ids: int64 [L] for each text, special tokens included.
+        truncated: bool [N], which texts were longer than the tower reads.
+    """
+
+    ids: list[npt.NDArray[np.int64]]
+    truncated: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each text, [N]."""
+        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
+
+
+class Tokenizer(Protocol):
+    """What a tower needs of a tokenizer. Implementations may be called from several threads at once."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the tokenizer's file, 64 hex digits."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that `encode` gives at most, special tokens included."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids: every id is below it."""
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """Token ids of texts, which the caller has checked not to be blank."""
+
+
+class WordPiece:
+    """The tokenizer of a Hugging Face BERT. Longer texts are cut so that the closing [SEP] stays.
+
+    Encoding releases the GIL, and spreads a batch over the cores with the library's own threads, which do not survive a
+    fork: open a tokenizer in the process that uses it.
+
+    Args:
+        path: tokenizer.json. What it says of padding and truncation is replaced.
+        max_tokens: tokens that a text has at most, special tokens included.
+
+    Raises:
+        BundleError: the file cannot be read, or is of another kind.
+    """
+
+    def __init__(self, path: Path, *, max_tokens: int) -> None:
+        try:
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        if not isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
+            kind = type(self._tokenizer.model).__name__
+            raise BundleError(f"{path}: holds a {kind} tokenizer; WordPiece is supported")
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.max_tokens = max_tokens
+        self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """Token ids of texts: [CLS], the text's pieces, [SEP]."""
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        return TokenBatch(
+            ids=[np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
+            truncated=np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)),
+        )
