@@ -1,0 +1,1 @@
+"""Segments, generations and the pointer to the current one: knows vectors, no model and no network."""

@@ -1,0 +1,82 @@
+"""What can go wrong in a store. Each message says what is wrong, where, and what to do.
+
+StoreError
+├── StoreNotFoundError       no store at this path
+├── NoGenerationError        a store in which nothing was published yet
+├── GenerationNotFoundError  no such generation
+├── CorruptError             bytes are not those that were written
+├── FormatError              written by a newer version
+├── StoreLockedError         another process changes the store
+├── StoreFullError           no space left
+├── IdTypeError              ids of the wrong type for this store
+├── VectorsError             embeddings that the encoding cannot hold
+└── EmptyGenerationError     nothing to publish
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Root of the tree. `reason` is the `ErrorInfo.reason` that travels over gRPC."""
+
+    reason = "STORE_ERROR"
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store at this path."""
+
+    reason = "STORE_NOT_FOUND"
+
+
+class NoGenerationError(StoreError):
+    """The store has no CURRENT: nothing was published yet."""
+
+    reason = "STORE_EMPTY"
+
+
+class GenerationNotFoundError(StoreError):
+    """The store, or the server, does not have this generation."""
+
+    reason = "GENERATION_NOT_HELD"
+
+
+class CorruptError(StoreError):
+    """A file is cut off, changed or missing."""
+
+    reason = "STORE_CORRUPT"
+
+
+class FormatError(StoreError):
+    """A newer version wrote this."""
+
+    reason = "STORE_FORMAT"
+
+
+class StoreLockedError(StoreError):
+    """Another process refreshes, rolls back or collects; the message says who."""
+
+    reason = "STORE_LOCKED"
+
+
+class StoreFullError(StoreError):
+    """The disk is full; what was published before is untouched."""
+
+    reason = "STORE_FULL"
+
+
+class IdTypeError(StoreError):
+    """String ids for a store of integers, or the other way round."""
+
+    reason = "ID_TYPE"
+
+
+class VectorsError(StoreError):
+    """Embeddings that are not finite, or outside the range of their encoding."""
+
+    reason = "EMBEDDINGS_INVALID"
+
+
+class EmptyGenerationError(StoreError):
+    """A refresh without a single document publishes nothing."""
+
+    reason = "NO_DOCUMENTS"

@@ -1,0 +1,158 @@
+"""Files that survive a crash: synced writes, atomic replacement, checksums, and the lock of a store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError
+from store.format import LOCK
+
+_CHUNK = 4 << 20
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: a reader, or a crash, sees the old content or the new, whole and durable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """What a file must be: its size in bytes, xxh3_128 (quick, checked before it is opened) and sha256, both hex."""
+
+    size: int
+    xxh3_128: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Reads the file once."""
+        quick, strong, size = xxhash.xxh3_128(), hashlib.sha256(), 0
+        for chunk in _chunks(path):
+            quick.update(chunk)
+            strong.update(chunk)
+            size += len(chunk)
+        return cls(size=size, xxh3_128=quick.hexdigest(), sha256=strong.hexdigest())
+
+    def check(self, path: Path, *, thorough: bool = False) -> None:
+        """Compares size and xxh3_128, with `thorough` also sha256.
+
+        Raises:
+            CorruptError: the file is missing or differs.
+        """
+        try:
+            size = path.stat().st_size
+            if size != self.size:
+                raise CorruptError(f"{path} has {size:,} bytes, not the {self.size:,} that were written; {_REMEDY}")
+            found = self.of(path) if thorough else None
+            quick = found.xxh3_128 if found else _xxh3_128(path)
+        except OSError as error:
+            raise CorruptError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+        if quick != self.xxh3_128 or (found and found.sha256 != self.sha256):
+            raise CorruptError(f"{path} is not what was written: its checksum differs; {_REMEDY}")
+
+
+_REMEDY = "copy it again from another host, roll back to a generation that verifies, or refresh"
+
+
+def _chunks(path: Path) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            yield buffer[:size]
+
+
+def _xxh3_128(path: Path) -> str:
+    quick = xxhash.xxh3_128()
+    for chunk in _chunks(path):
+        quick.update(chunk)
+    return quick.hexdigest()
+
+
+@contextlib.contextmanager
+def reporting_full_disk(path: Path, needed: int) -> Iterator[None]:
+    """Turns "no space left" into an error that says how much is needed, in bytes, at `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(path).free
+        raise StoreFullError(
+            f"no space left in {path}: about {needed:,} bytes are needed and {free:,} are free; "
+            "free some and run again: what is encoded so far is reused, and the current generation is untouched"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(store: Path, purpose: str) -> Iterator[None]:
+    """Holds the store's lock, which the kernel releases if this process dies.
+
+    Raises:
+        StoreLockedError: somebody else holds it; the message says who, what for and since when.
+    """
+    path = store / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); make the store writable for this user"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLockedError(f"{store} is being changed by {_holder(descriptor)}; wait for it to end") from None
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"{holder['purpose']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

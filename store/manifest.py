@@ -1,0 +1,163 @@
+"""Generations as manifests, and CURRENT, the file that names the one being served."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from store.encoding import ENCODINGS
+from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError, StoreNotFoundError
+from store.files import FileEntry, replace_file
+from store.format import CURRENT, DATA, FORMAT, GENERATION_NAME, GENERATIONS, ID_TYPES, SEGMENT_ID, SEGMENTS
+from store.format import generation_name as name_of
+
+IdType = Literal["string", "integer"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentEntry:
+    """A segment as a manifest names it. `documents` are rows, `deleted` are tombstones."""
+
+    id: str
+    documents: int
+    deleted: int
+    file: FileEntry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """A generation: which segments are the corpus, newest first, and what they were made with. Times in ms."""
+
+    number: int
+    id_type: IdType
+    seed: int
+    fingerprint: str
+    model: str
+    dimension: int
+    encoding: str
+    fixed_step: bool
+    documents: int
+    segments: tuple[SegmentEntry, ...]
+    parent: str | None
+    created_ms: int
+    watermark_ms: int
+    quality: Mapping[str, Any]
+    writer: str
+
+    def to_bytes(self) -> bytes:
+        """The manifest's canonical bytes."""
+        content = dataclasses.asdict(self)
+        content["format"] = FORMAT
+        for segment in content["segments"]:
+            segment["files"] = {DATA: segment.pop("file")}
+        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+    @property
+    def name(self) -> str:
+        """E.g. "000012-9f3c01ab": the number, and the first 8 hex digits of the sha256 of the bytes."""
+        return name_of(self.number, hashlib.sha256(self.to_bytes()).hexdigest())
+
+
+def read_manifest(store: Path, name: str) -> Manifest:
+    """Reads and checks a generation's manifest.
+
+    Raises:
+        GenerationNotFoundError: no such generation; the message names those that there are.
+        CorruptError: the bytes are not those that the name promises.
+        FormatError: a newer version wrote it.
+    """
+    path = store / GENERATIONS / f"{name}.json"
+    if not GENERATION_NAME.fullmatch(name) or not path.is_file():
+        there = ", ".join(generation_names(store)) or "none"
+        raise GenerationNotFoundError(f"{store} has no generation {name!r}; it has: {there}")
+    content = path.read_bytes()
+    if name_of(int(name.partition("-")[0]), hashlib.sha256(content).hexdigest()) != name:
+        raise CorruptError(f"{path} is not what was written: its sha256 does not begin with {name.partition('-')[2]}")
+    try:
+        fields = json.loads(content)
+        if fields["format"] > FORMAT:
+            raise FormatError(f"{path} has format {fields['format']}, this version reads {FORMAT}; update twinbert")
+        manifest = _parse(fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{path} is not a manifest: {error!r}") from error
+    if name != manifest.name:
+        raise CorruptError(f"{path} is not a manifest of this format: written again it would be {manifest.name}")
+    return manifest
+
+
+def _parse(fields: dict[str, Any]) -> Manifest:
+    del fields["format"]
+    segments = tuple(
+        SegmentEntry(
+            id=segment["id"],
+            documents=int(segment["documents"]),
+            deleted=int(segment["deleted"]),
+            file=FileEntry(**segment["files"][DATA]),
+        )
+        for segment in fields.pop("segments")
+    )
+    manifest = Manifest(segments=segments, **fields)
+    if len(segments) != 1 or segments[0].deleted:
+        raise FormatError("the generation has delta segments, which this version does not read; update twinbert")
+    # What is used as a path, or sizes an allocation, is checked; a manifest that lies otherwise fails to open.
+    sound = (
+        all(SEGMENT_ID.fullmatch(segment.id) for segment in segments)
+        and manifest.encoding in ENCODINGS
+        and manifest.id_type in ID_TYPES
+        and 0 < manifest.dimension <= 1 << 16
+        and manifest.documents == sum(segment.documents for segment in segments) > 0
+    )
+    if not sound:
+        raise ValueError("a field is out of range")
+    return manifest
+
+
+def write_manifest(store: Path, manifest: Manifest) -> None:
+    """Writes it durably; nothing points to it yet."""
+    replace_file(store / GENERATIONS / f"{manifest.name}.json", manifest.to_bytes())
+
+
+def generation_names(store: Path) -> list[str]:
+    """The generations of a store, oldest first."""
+    names = (path.stem for path in (store / GENERATIONS).glob("*.json"))
+    return sorted((name for name in names if GENERATION_NAME.fullmatch(name)), key=generation_number)
+
+
+def generation_number(name: str) -> int:
+    """12 of "000012-9f3c01ab"."""
+    return int(name.partition("-")[0])
+
+
+def read_current(store: Path) -> str:
+    """The name in CURRENT.
+
+    Raises:
+        StoreNotFoundError: no store here.
+        NoGenerationError: nothing was published yet.
+        CorruptError: CURRENT does not hold a name.
+    """
+    path = store / CURRENT
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        if not (store / SEGMENTS).is_dir():
+            raise StoreNotFoundError(
+                f"{store} is not a store; make one with `twinbert refresh --store {store}`"
+            ) from None
+        raise NoGenerationError(f"{store} has no current generation; publish one with `twinbert refresh`") from None
+    name = content.decode("ascii", "replace").removesuffix("\n")
+    if not content.endswith(b"\n") or not GENERATION_NAME.fullmatch(name):
+        raise CorruptError(
+            f"{path} holds {content[:40]!r}, not a generation's name; `twinbert store rollback` mends it"
+        )
+    return name
+
+
+def write_current(store: Path, name: str) -> None:
+    """Makes a generation the current one, in one step."""
+    replace_file(store / CURRENT, f"{name}\n".encode())

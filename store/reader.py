@@ -1,0 +1,127 @@
+"""A generation that is open for reading: ids → embeddings, and a scan over all rows.
+
+Shapes: N ids asked for, F of them found, D dimension.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from store.encoding import Codec, Floats, codec
+from store.errors import IdTypeError
+from store.format import DATA, SEGMENTS
+from store.keys import integer_keys, string_keys
+from store.manifest import IdType, Manifest, SegmentEntry
+from store.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where documents are: `found` bool [N]; `rows` u32 [F], in the order asked for."""
+
+    found: npt.NDArray[np.bool_]
+    rows: npt.NDArray[np.uint32]
+
+
+class SegmentPool:
+    """The segments that this process has open, each once however many generations share it.
+
+    A segment is checked against size and checksum before it is first opened, and again only if its file has changed
+    since. Safe to use from several threads.
+
+    Args:
+        store: the store's folder.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._folder = store / SEGMENTS
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[Segment, int]] = {}
+        self._verified: dict[str, tuple[int, int, int]] = {}
+
+    def acquire(self, entry: SegmentEntry, codec: Codec, id_type: IdType) -> Segment:
+        """Opens a segment, or counts one more user of it.
+
+        Raises:
+            CorruptError: it is not what its manifest says.
+        """
+        directory = self._folder / entry.id
+        path = directory / DATA
+        with self._lock:
+            segment, users = self._open.get(entry.id, (None, 0))
+            if segment is None:
+                if entry.id not in self._verified or self._verified[entry.id] != _identity(path):
+                    entry.file.check(path)
+                    self._verified[entry.id] = _identity(path)
+                segment = Segment(directory, entry, codec, id_type)
+            self._open[entry.id] = segment, users + 1
+            return segment
+
+    def release(self, segment: Segment) -> None:
+        """Gives up one use; the last one unmaps the segment."""
+        with self._lock:
+            _, users = self._open[segment.entry.id]
+            if users > 1:
+                self._open[segment.entry.id] = segment, users - 1
+            else:
+                del self._open[segment.entry.id]
+                segment.close()
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Generation:
+    """An open generation. Close it when nothing reads it any more.
+
+    Args:
+        manifest: what it is.
+        pool: the process's open segments.
+    """
+
+    def __init__(self, manifest: Manifest, pool: SegmentPool) -> None:
+        self.manifest, self.name = manifest, manifest.name
+        self.codec = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
+        self._pool = pool
+        self.segment = pool.acquire(manifest.segments[0], self.codec, manifest.id_type)
+
+    def locate(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> Located:
+        """Finds documents by id: strings, or a u64 array where the store's ids are integers.
+
+        Raises:
+            IdTypeError: ids of the other type.
+        """
+        integers = isinstance(ids, np.ndarray)
+        if integers != (self.manifest.id_type == "integer"):
+            raise IdTypeError(f"the ids of this store are {self.manifest.id_type}s, the ones asked for are not")
+        keys = (
+            integer_keys(ids, self.manifest.seed)
+            if isinstance(ids, np.ndarray)
+            else string_keys(ids, self.manifest.seed)
+        )
+        rows, found = self.segment.index.find(keys)
+        return Located(found, rows if found.all() else rows[found])
+
+    def read(self, located: Located) -> Floats:
+        """Embeddings of the documents found: float32 [F, D]."""
+        return self.segment.read(located.rows)
+
+    def scan(self, block: int) -> Iterator[tuple[int, Floats]]:
+        """Every row in blocks: the number of a block's first row, and its embeddings float32 [≤ block, D]."""
+        return self.segment.scan(block)
+
+    def ids(self, rows: npt.NDArray[np.int64]) -> list[str] | list[int]:
+        """The ids of rows."""
+        return self.segment.ids.take(rows)
+
+    def close(self) -> None:
+        """Gives the segments back; nothing may be reading them."""
+        self._pool.release(self.segment)

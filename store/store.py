@@ -1,0 +1,114 @@
+"""A store: a folder of immutable segments, generations that name them, and one pointer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from store.encoding import codec
+from store.errors import StoreError
+from store.files import sync_directory
+from store.format import BUILDING, GENERATIONS, SEGMENTS
+from store.manifest import IdType, Manifest, generation_names, read_current, read_manifest
+from store.reader import Generation, SegmentPool
+from store.writer import Writer
+
+
+class Store:
+    """A store in this process. LMDB opens a segment once a process, so make one `Store` for each folder.
+
+    Args:
+        path: the store's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pool = SegmentPool(path)
+
+    def create(self) -> None:
+        """Makes the folders where they are missing."""
+        try:
+            for folder in (self.path, *(self.path / name for name in (SEGMENTS, GENERATIONS, BUILDING))):
+                if not folder.is_dir():
+                    folder.mkdir(parents=True)
+                    sync_directory(folder.parent)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be made a store: {error.strerror}; name a folder to write to"
+            ) from error
+
+    def current(self) -> str:
+        """Name of the current generation.
+
+        Raises:
+            StoreNotFoundError: no store here.
+            NoGenerationError: nothing was published yet.
+            CorruptError: CURRENT does not hold a name.
+        """
+        return read_current(self.path)
+
+    def generations(self) -> list[str]:
+        """Names of the generations, oldest first."""
+        return generation_names(self.path)
+
+    def manifest(self, name: str) -> Manifest:
+        """Manifest of a generation.
+
+        Raises:
+            GenerationNotFoundError: no such generation.
+            CorruptError: not the bytes that its name promises.
+            FormatError: a newer version wrote it.
+        """
+        return read_manifest(self.path, name)
+
+    def open(self, name: str) -> Generation:
+        """Opens a generation after checking its segments; close it when nothing reads it any more.
+
+        Raises:
+            GenerationNotFoundError: no such generation.
+            CorruptError: a manifest or segment is not what was written.
+            FormatError: a newer version wrote it.
+        """
+        return Generation(self.manifest(name), self._pool)
+
+    def writer(
+        self,
+        *,
+        fingerprint: str,
+        model: str,
+        dimension: int,
+        encoding: str,
+        fixed_step: bool,
+        id_type: IdType,
+        software: str,
+    ) -> Writer:
+        """Begins a full refresh: see `store.writer`.
+
+        Args:
+            fingerprint: of what shapes the embeddings.
+            model: the one that is meant to serve the generation.
+            dimension: D.
+            encoding: "float32", "float16" or "uint8".
+            fixed_step: whether embeddings stay in [-1, 1] by construction (the tower ends in tanh).
+            id_type: what ids are; must be the store's, if it has a generation.
+            software: name and version of the program, for the manifest.
+        """
+        rows = codec(encoding, dimension, fixed_step=fixed_step)
+        self.create()
+        template = Manifest(
+            number=0,
+            id_type=id_type,
+            seed=0,
+            fingerprint=fingerprint,
+            model=model,
+            dimension=dimension,
+            encoding=encoding,
+            fixed_step=rows.fixed_step,
+            documents=0,
+            segments=(),
+            parent=None,
+            created_ms=0,
+            watermark_ms=0,
+            quality={},
+            writer=software,
+        )
+        return Writer(self.path, self._pool, current, template, rows)

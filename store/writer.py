@@ -1,0 +1,236 @@
+"""A full refresh as the store sees it: rows come in, a generation goes out. One `Writer` is one refresh.
+
+with store.writer(...) as writer:
+    known = writer.add_known(batch)               # same text as a row that is there: its bytes are copied
+    writer.add(batch.take(~known), embeddings)    # the others, encoded by the caller
+    with writer.seal() as generation: ...         # durable, not yet published: the caller can check it
+    name = writer.publish(quality)                # replaces CURRENT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from store.building import Building, DigestIndex, Digests
+from store.documents import Batch, Documents, Resolved
+from store.encoding import Codec, Floats, Rows
+from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError
+from store.files import FileEntry, locked, reporting_full_disk, sync_directory
+from store.format import DATA, DIGEST, SEGMENTS
+from store.manifest import (
+    Manifest,
+    SegmentEntry,
+    generation_names,
+    generation_number,
+    read_current,
+    read_manifest,
+    write_current,
+    write_manifest,
+)
+from store.reader import Generation, SegmentPool
+from store.segment import Columns, Segment, write_segment
+
+_GATHER_ROWS = 1 << 16
+
+
+def digests(texts: Sequence[str]) -> Digests:
+    """BLAKE2b of each text's UTF-8, 16 bytes: what decides whether a document has changed. V16 [N]."""
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+    return np.frombuffer(joined, dtype=DIGEST)
+
+
+class Writer:
+    """See the module. Made by `Store.writer`.
+
+    Args:
+        store: the store's folder.
+        pool: the process's open segments.
+        template: the manifest to be: what depends on the store's state is still to fill in.
+        codec: how rows are stored.
+
+    Attributes:
+        damage: why rows of the current generation cannot be reused, if it is damaged; a refresh mends the store.
+        duplicates: documents whose id came again later in the input; known once sealed.
+    """
+
+    def __init__(self, store: Path, pool: SegmentPool, template: Manifest, codec: Codec) -> None:
+        self._store, self._pool, self._template, self._codec = store, pool, template, codec
+        self._exit = contextlib.ExitStack()
+        self._reused: Segment | None = None
+        self.damage: CorruptError | None = None
+        self.duplicates = 0
+
+    def __enter__(self) -> Self:
+        """Takes the store's lock.
+
+        Raises:
+            StoreLockedError: somebody else changes the store.
+            IdTypeError: the store has ids of another type.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self._store, f"a refresh of model {self._template.model[:12]}"))
+            current = self._open_current()
+            if current is not None:
+                stack.callback(current.close)
+                self._follow(current)
+            self._building = Building(self._store, self._codec, self._template.fingerprint)
+            stack.callback(self._building.close)
+            self._documents = Documents(self._building.path, self._template.id_type, self._template.seed)
+            stack.callback(self._documents.close)
+            self._exit = stack.pop_all()
+        return self
+
+    def _open_current(self) -> Generation | None:
+        try:
+            return Generation(read_manifest(self._store, read_current(self._store)), self._pool)
+        except NoGenerationError:
+            return None
+        except (CorruptError, GenerationNotFoundError) as error:
+            self.damage = CorruptError(str(error))
+            return None
+
+    def _follow(self, current: Generation) -> None:
+        template, manifest = self._template, current.manifest
+        if manifest.id_type != template.id_type:
+            raise IdTypeError(
+                f"the ids of {self._store} are {manifest.id_type}s, not {template.id_type}s; "
+                "a store keeps its id type: make another store"
+            )
+        self._template = dataclasses.replace(template, parent=current.name, seed=manifest.seed)
+        if _rows_depend_on(manifest) == _rows_depend_on(template):
+            self._reused = current.segment
+            self._reusable = DigestIndex(current.segment.digests)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Releases the lock; a build that was not published stays for the next run."""
+        self._exit.close()
+
+    def add_known(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """Adds those documents whose text already has a row, in this build or the current generation.
+
+        Returns:
+            Which of the batch were added, [N]; the caller encodes and adds the others.
+        """
+        rows_N = self._building.known.find(batch.digests)
+        if self._reused is not None:
+            missing_N = np.flatnonzero(rows_N < 0)
+            stored = self._reusable.find(batch.digests[missing_N])
+            missing_N, stored = missing_N[stored >= 0], stored[stored >= 0]
+            if len(stored):
+                first = self._building.append(batch.digests[missing_N], *self._reused.raw(stored))
+                rows_N[missing_N] = np.arange(first, first + len(stored))
+        known_N = rows_N >= 0
+        if known_N.any():
+            self._documents.add(batch.take(known_N), rows_N[known_N])
+        return known_N
+
+    def add(self, batch: Batch, vectors_ND: Floats) -> None:
+        """Adds documents with their embeddings, float32 [N, D].
+
+        Raises:
+            VectorsError: an embedding that the encoding cannot hold.
+            StoreFullError: no space left.
+        """
+        first = self._building.append(batch.digests, *self._codec.encode(vectors_ND))
+        self._documents.add(batch, np.arange(first, first + len(vectors_ND)))
+
+    def sync(self) -> None:
+        """Makes what was added durable, so that a later run finds it."""
+        self._building.sync()
+
+    @contextlib.contextmanager
+    def seal(self) -> Iterator[Generation]:
+        """Makes the segment durable and opens it as the generation to be, unpublished.
+
+        Raises:
+            EmptyGenerationError: no documents were added.
+            StoreFullError: no space left.
+        """
+        self._building.sync()
+        resolved = self._documents.resolve()
+        self.duplicates = resolved.duplicates
+        segment_id = uuid.uuid4().hex
+        file = self._write_segment(segment_id, resolved)
+        documents = len(resolved.rows)
+        numbers = [generation_number(name) for name in generation_names(self._store)]
+        self._template = dataclasses.replace(
+            self._template,
+            number=max(numbers, default=0) + 1,
+            seed=resolved.seed,
+            documents=documents,
+            segments=(SegmentEntry(id=segment_id, documents=documents, deleted=0, file=file),),
+            created_ms=time.time_ns() // 1_000_000,
+            watermark_ms=int(resolved.times.max()),
+        )
+        generation = Generation(self._template, self._pool)
+        try:
+            yield generation
+        finally:
+            generation.close()
+
+    def publish(self, quality: Mapping[str, Any]) -> str:
+        """Writes the manifest, replaces CURRENT and removes the build; returns the generation's name.
+
+        Args:
+            quality: what was measured on the sealed generation, for the manifest.
+        """
+        manifest = dataclasses.replace(self._template, quality=quality)
+        with reporting_full_disk(self._store, 1 << 16):
+            write_manifest(self._store, manifest)
+            write_current(self._store, manifest.name)
+        self._building.remove()
+        return manifest.name
+
+    def _write_segment(self, segment_id: str, resolved: Resolved) -> FileEntry:
+        draft, final = self._building.path / "segment", self._store / SEGMENTS / segment_id
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            entries = self._building.entries()[resolved.rows]
+            columns = Columns(
+                keys=resolved.keys,
+                ids=resolved.ids,
+                digests=np.ascontiguousarray(entries["digest"]),
+                times=resolved.times,
+                scales=np.ascontiguousarray(entries["scale"]) if self._codec.has_scales else None,
+            )
+            write_segment(draft, self._ordered_vectors(resolved.rows), columns)
+            file = FileEntry.of(draft / DATA)
+            draft.rename(final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
+            (self._building.path / "ordered.bin").unlink(missing_ok=True)
+        sync_directory(final.parent)
+        return file
+
+    def _ordered_vectors(self, rows_n: npt.NDArray[np.int64]) -> Rows:
+        """The building's rows in the order given: the file itself where that is its order, else a gathered copy."""
+        vectors = self._building.vectors()
+        n = len(rows_n)
+        if np.array_equal(rows_n, np.arange(n)):
+            return vectors[:n]
+        path = self._building.path / "ordered.bin"
+        with reporting_full_disk(path.parent, n * self._codec.row_bytes), path.open("wb") as file:
+            for start in range(0, n, _GATHER_ROWS):
+                file.write(vectors[rows_n[start : start + _GATHER_ROWS]].data.cast("B"))
+        return np.memmap(path, self._codec.dtype, "r", shape=(n, self._codec.dimension))
+
+
+def _rows_depend_on(manifest: Manifest) -> tuple[str, str, bool]:
+    return manifest.fingerprint, manifest.encoding, manifest.fixed_step
