@@ -111,4 +111,4 @@ class Store:
             quality={},
             writer=software,
         )
-        return Writer(self.path, self._pool, current, template, rows)
+        return Writer(self.path, self._pool, template, rows)
