@@ -1,0 +1,321 @@
+"""A refresh: documents in, the store's next generation out. The command and the gRPC service both run it.
+
+    add ─► window ─► text has a stored row: reused ───────────────────────► store ─► commit: seal, check, publish
+                └──► others: tokenised, cut into runs ─► workers encode ──┘
+
+The caller's thread does everything but encode, so the store has one writer and nothing needs a lock. While the workers
+encode one window, the caller's thread reads and tokenises the next; it waits before a third, which bounds the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from encoder_server.documents import Document, Rejection
+from encoder_server.sample import Sample
+from store.documents import Batch
+from store.errors import (
+    CorruptError,
+    EmptyGenerationError,
+    GenerationNotFoundError,
+    NoGenerationError,
+    StoreNotFoundError,
+)
+from store.manifest import IdType, Manifest
+from store.store import Store
+from store.writer import Writer, digests
+from twinbert import __version__
+from twinbert.runtime import MAX_RUN_TOKENS, Floats, Runtime, TokenBatch
+
+# Enough that texts of like length meet, so that hardly a token is padding.
+_WINDOW_DOCUMENTS = 4096
+_WINDOW_CHARACTERS = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """A refresh so far, in documents. Those received and neither encoded, reused nor rejected are under way.
+
+    Attributes:
+        received: all that came.
+        encoded: by the document tower.
+        reused: whose text has a stored row of the same fingerprint and encoding.
+        rejected: left out.
+        duplicates: whose id came again later; known once the generation is sealed.
+        truncated: of those encoded, longer than the tower reads.
+        deleted: always 0 in a full refresh.
+    """
+
+    received: int
+    encoded: int
+    reused: int
+    rejected: int
+    duplicates: int
+    truncated: int
+    deleted: int = 0
+
+
+def current_manifest(store: Store) -> Manifest | None:
+    """Manifest of the current generation; None where there is none that can be read.
+
+    Raises:
+        FormatError: a newer version wrote it.
+    """
+    try:
+        return store.manifest(store.current())
+    except (StoreNotFoundError, NoGenerationError, CorruptError, GenerationNotFoundError):
+        return None
+
+
+class Refresh:
+    """A full refresh. Use it in a `with`: leaving it without `commit` publishes nothing, and keeps what was encoded for
+    the next refresh.
+
+    Args:
+        store: the store; it is made where there is none.
+        runtime: with both towers, and one thread a call.
+        id_type: what ids are; None: as in the current generation, else as that of the first document.
+        encoding: how embeddings are stored; None: as in the current generation, else float32.
+        workers: threads that encode; None: one for each core that this process may use.
+
+    Attributes:
+        id_type: what ids are; None until it is known.
+        encoding: how embeddings are stored.
+        notices: why rows of the current generation cannot be reused, in sentences; known with the id type.
+        quality: what the encoding costs, as the manifest says; empty until the generation was checked.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        runtime: Runtime,
+        *,
+        id_type: IdType | None = None,
+        encoding: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._store, self._runtime = store, runtime
+        self._current = current_manifest(store)
+        self.id_type = id_type or (self._current.id_type if self._current else None)
+        self.encoding = encoding or (self._current.encoding if self._current else "float32")
+        self.notices: list[str] = []
+        self.quality: dict[str, Any] = {}
+        self._exit = contextlib.ExitStack()
+        self._writer: Writer
+        self._workers = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "encode")
+        self._window: list[Document] = []
+        self._window_characters = 0
+        self._in_flight: deque[tuple[Batch, Future[Floats]]] = deque()
+        self._sample = Sample()
+        self._received = self._accepted = self._encoded = self._reused = self._rejected = 0
+        self._duplicates = self._truncated = 0
+        self._appendable = self._cancelled = False
+
+    def __enter__(self) -> Self:
+        """Takes the store's lock; where the id type is not known yet, the first document does.
+
+        Raises:
+            StoreLockedError: somebody else changes the store.
+            IdTypeError: the store has ids of another type.
+            VectorsError: no such encoding.
+            StoreError: the store cannot be made or written.
+        """
+        if self.id_type is not None:
+            self._open(self.id_type)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the workers after the runs that they are at, and releases the lock."""
+        try:
+            if self._appendable:
+                self._keep_encoded()
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+            self._exit.close()
+
+    @property
+    def progress(self) -> Progress:
+        """The refresh so far; may be read from any thread."""
+        return Progress(
+            received=self._received,
+            encoded=self._encoded,
+            reused=self._reused,
+            rejected=self._rejected,
+            duplicates=self._duplicates,
+            truncated=self._truncated,
+        )
+
+    def add(self, documents: Iterable[Document | Rejection]) -> None:
+        """Takes the next documents of the input, in its order; waits while enough is under way. Rejections are counted.
+
+        Raises:
+            CancelledError: `cancel` was called.
+            StoreLockedError: as on entry, where the first document opens the store.
+            IdTypeError: an id is not of the refresh's type.
+            VectorsError: the tower gave what the encoding cannot hold.
+            StoreFullError: no space left.
+        """
+        for document in documents:
+            self._received += 1
+            if isinstance(document, Rejection):
+                self._rejected += 1
+                continue
+            if self.id_type is None:
+                self._open("string" if isinstance(document.key, str) else "integer")
+            self._window.append(document)
+            self._window_characters += len(document.text)
+            if len(self._window) == _WINDOW_DOCUMENTS or self._window_characters >= _WINDOW_CHARACTERS:
+                self._submit_window()
+
+    def commit(self) -> str:
+        """Publishes what was added; returns the generation's name.
+
+        Raises:
+            EmptyGenerationError: there is no document.
+            MismatchError: a stored embedding is not what its document encodes to; nothing was published.
+            CancelledError, VectorsError, StoreFullError: as `add`.
+        """
+        if not self._accepted and not self._window:
+            raise EmptyGenerationError(
+                f"there is no document to publish: {self._received:,} came, {self._rejected:,} of them were rejected; "
+                "the current generation stays"
+            )
+        if self._window:
+            self._submit_window()
+        while self._in_flight:
+            self._collect()
+        self._appendable = False  # sealing makes every row durable, and nothing comes after it
+        with self._writer.seal() as generation:
+            self.quality = self._sample.check(generation, self._runtime, self._workers)
+        self._duplicates = self._writer.duplicates
+        self._stop_if_cancelled()
+        return self._writer.publish(self.quality)
+
+    def cancel(self) -> None:
+        """Makes `add` and `commit` raise CancelledError soon. For any thread, and for signal handlers."""
+        self._cancelled = True
+
+    def _open(self, id_type: IdType) -> None:
+        bundle = self._runtime.bundle
+        writer = self._store.writer(
+            fingerprint=bundle.fingerprint,
+            model=bundle.model,
+            dimension=bundle.dimension,
+            encoding=self.encoding,
+            fixed_step=bundle.fixed_step,
+            id_type=id_type,
+            software=f"twinbert {__version__}",
+        )
+        self._writer = self._exit.enter_context(writer)
+        self.id_type = id_type
+        self.notices = _notices(self._current, writer, self.encoding, bundle.fingerprint)
+        self._appendable = True
+
+    def _submit_window(self) -> None:
+        """Adds the documents that have a row, hands the others to the workers, and waits for the window before."""
+        window, self._window, self._window_characters = self._window, [], 0
+        keys: Any = [document.key for document in window]
+        texts = [document.text for document in window]
+        now_ms = time.time_ns() // 1_000_000
+        times = [now_ms if document.time_ms is None else document.time_ms for document in window]
+        batch = Batch(
+            ids=keys,
+            digests=digests(texts),
+            times=np.array(times, dtype=np.int64),
+            positions=np.arange(self._accepted, self._accepted + len(window)),
+        )
+        self._accepted += len(window)
+        self._sample.offer(keys, texts)
+        with self._writing():
+            known_N = self._writer.add_known(batch)
+        self._reused += int(known_N.sum())
+        earlier = len(self._in_flight)
+        self._in_flight.extend(self._encode(batch, texts, np.flatnonzero(~known_N)))
+        for _ in range(earlier):
+            self._collect()
+
+    def _encode(
+        self, batch: Batch, texts: list[str], places: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[Batch, Future[Floats]]]:
+        """Submits the documents at `places`, a run of like length at a time."""
+        tokens = self._runtime.tokenize([texts[place] for place in places.tolist()], "document")
+        self._truncated += int(tokens.truncated.sum())
+        for run in _runs(tokens.lengths):
+            of_run = np.zeros(len(texts), dtype=np.bool_)
+            of_run[places[run]] = True
+            run_tokens = TokenBatch([tokens.ids[i] for i in run.tolist()], tokens.truncated[run])
+            yield batch.take(of_run), self._workers.submit(self._runtime.embed, run_tokens, "document")
+
+    def _collect(self) -> None:
+        """Stores the oldest run under way, when it is encoded."""
+        self._stop_if_cancelled()
+        embeddings_ND = self._in_flight[0][1].result()
+        self._stop_if_cancelled()
+        batch, _ = self._in_flight.popleft()
+        with self._writing():
+            self._writer.add(batch, embeddings_ND)
+        self._encoded += len(embeddings_ND)
+
+    def _keep_encoded(self) -> None:
+        """Stores the runs that are finished or being computed, for the next refresh to reuse."""
+        for _, run in self._in_flight:
+            run.cancel()
+        for batch, run in self._in_flight:
+            if not run.cancelled() and run.exception() is None:
+                self._writer.add(batch, run.result())
+                self._encoded += len(batch.ids)
+        self._writer.sync()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Should writing fail or be interrupted half-way, nothing may be appended after it."""
+        self._appendable = False
+        yield
+        self._appendable = True
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError("the refresh was cancelled; what it encoded is reused by the next one")
+
+
+def _notices(current: Manifest | None, writer: Writer, encoding: str, fingerprint: str) -> list[str]:
+    if writer.damage is not None:
+        return [f"rows of the current generation are not reused, it is damaged: {writer.damage}"]
+    notices = []
+    if current is not None and current.fingerprint != fingerprint:
+        notices.append(
+            f"every document is encoded again: generation {current.name} has the fingerprint {current.fingerprint}, "
+            f"the bundle {fingerprint}"
+        )
+    if current is not None and current.encoding != encoding:
+        notices.append(
+            f"every document is encoded again: generation {current.name} is stored as {current.encoding}, "
+            f"this one as {encoding}"
+        )
+    return notices
+
+
+def _runs(lengths_N: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Cuts texts into runs of like length that one call of the tower computes: their places, ascending within a run.
+
+    The longest come first, so that at the end of a refresh no worker is left alone with a long run.
+    """
+    order_N = np.argsort(-lengths_N, kind="stable")
+    start = 0
+    while start < len(order_N):
+        stop = start + max(1, MAX_RUN_TOKENS // int(lengths_N[order_N[start]]))
+        yield np.sort(order_N[start:stop])
+        start = stop
