@@ -40,7 +40,7 @@ class Embeddings:
         embeddings_ND: [N, D] float32, in the order of the texts.
     """
 
-    embeddings_ND: npt.NDArray[np.float32]  # noqa: N815
+    embeddings_ND: npt.NDArray[np.float32]
     model: str
     fingerprint: str
 

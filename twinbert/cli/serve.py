@@ -1,0 +1,82 @@
+"""`twinbert serve`: run a scorer."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from twinbert.cli.options import (
+    SCORER_ADDRESS,
+    SCORER_METRICS_PORT,
+    BindOption,
+    BundleOption,
+    MetricsPortOption,
+    StoreOption,
+)
+
+
+def serve(
+    *,
+    bundle: BundleOption,
+    store: StoreOption,
+    address: BindOption = SCORER_ADDRESS,
+    metrics_port: MetricsPortOption = SCORER_METRICS_PORT,
+    metrics_host: Annotated[str, typer.Option(metavar="HOST", help="Where /metrics listens.")] = "127.0.0.1",
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads that encode a batch; by default one a core, up to 4."),
+    ] = None,
+    engines: Annotated[int, typer.Option(metavar="N", min=1, help="Batches encoded at a time.")] = 1,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that may wait for an engine.")] = 512,
+    cache_bytes: Annotated[int, typer.Option(metavar="BYTES", min=0, help="Memory of the query cache.")] = 64 << 20,
+    max_tasks: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks of one request.")] = 64,
+    max_candidates: Annotated[int, typer.Option(metavar="N", min=1, help="Candidates of one request.")] = 10_000,
+    max_message_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1024, help="Largest message.")] = 8 << 20,
+    max_id_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1, max=511, help="Longest document id.")] = 511,
+    max_query_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Longest query.")] = 4096,
+    max_hits: Annotated[int, typer.Option(metavar="N", min=1, help="Hits of one retrieved query.")] = 1000,
+    hold_generations: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Superseded generations that requests may still name…")
+    ] = 2,
+    hold_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="…and how long each stays at least.")
+    ] = 600.0,
+    drain_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
+    ] = 20.0,
+) -> None:
+    """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
+    # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from scorer_server.server import serve as run
+    from scorer_server.settings import Limits, Settings, default_threads
+    from twinbert.serving.lifecycle import Listening
+
+    run(
+        bundle=bundle,
+        store=store,
+        listening=Listening(
+            address=address,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            message_bytes=max_message_bytes,
+            drain_s=drain_seconds,
+        ),
+        settings=Settings(
+            limits=Limits(
+                tasks=max_tasks,
+                candidates=max_candidates,
+                id_bytes=max_id_bytes,
+                query_bytes=max_query_bytes,
+                hits=max_hits,
+            ),
+            engines=engines,
+            threads=threads or default_threads(),
+            queue=queue,
+            cache_bytes=cache_bytes,
+            hold_generations=hold_generations,
+            hold_seconds=hold_seconds,
+        ),
+    )

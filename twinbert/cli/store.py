@@ -1,0 +1,150 @@
+"""`twinbert store …`: what an operator does to a store's files. No server needs to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinbert.cli.options import JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from store.maintenance import Listed
+
+app = typer.Typer(help="List, verify, roll back, collect and copy the generations of a store.")
+
+GenerationOption = Annotated[str | None, typer.Option(metavar="NAME", help="The generation's name.")]
+
+
+@app.command("list")
+def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
+    """List the generations, oldest first."""
+    from store.maintenance import list_generations
+    from store.store import Store
+
+    opened = Store(store)
+    opened.require()
+    listed = list_generations(opened)
+    if as_json:
+        typer.echo(json.dumps([_as_dict(one) for one in listed], indent=1))
+    else:
+        _print_table(listed)
+
+
+@app.command()
+def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
+    """Read every byte of every generation, or of one, and compare it with what was written."""
+    from store.errors import CorruptError
+    from store.maintenance import verify as run
+    from store.store import Store
+
+    opened = Store(store)
+    opened.require()
+    damaged = 0
+    for name, problem in run(opened, generation):
+        typer.echo(f"{name}  {'ok' if problem is None else problem}")
+        damaged += problem is not None
+    if damaged:
+        raise CorruptError(f"{store}: {damaged} of what was checked is damaged; roll back or refresh")
+
+
+@app.command()
+def rollback(
+    *,
+    store: StoreOption,
+    to: Annotated[str | None, typer.Option(metavar="NAME", help="By default the parent of the current one.")] = None,
+) -> None:
+    """Make an earlier generation the current one; running servers follow within a second."""
+    from store.maintenance import rollback as run
+    from store.store import Store
+
+    opened = Store(store)
+    opened.require()
+    before, now = run(opened, to)
+    typer.echo(f"{store}: current is {now}, it was {before}")
+
+
+@app.command()
+def gc(
+    *,
+    store: StoreOption,
+    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Newest generations to keep.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove generations beyond the newest, segments that nobody names, and builds abandoned a week ago."""
+    from store.maintenance import gc as run
+    from store.store import Store
+
+    opened = Store(store)
+    opened.require()
+    gone = run(opened, keep=keep, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    typer.echo(
+        f"{store}: {verb} {len(gone.generations)} generations, {len(gone.segments)} segments, "
+        f"{len(gone.builds)} builds: {gone.size:,} bytes"
+    )
+
+
+@app.command()
+def copy(
+    *,
+    store: StoreOption,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The other store; made if it is missing.")],
+    generation: GenerationOption = None,
+) -> None:
+    """Copy a generation to another store and make it current there: how a store reaches another host."""
+    from store.maintenance import copy as run
+    from store.store import Store
+
+    opened = Store(store)
+    opened.require()
+    name, copied = run(opened, Store(to), generation)
+    typer.echo(f"{to}: current is {name}, {copied:,} bytes copied")
+
+
+def _as_dict(one: Listed) -> dict[str, object]:
+    manifest = one.manifest
+    described: dict[str, object] = {"name": one.name, "current": one.current, "problem": one.problem}
+    if manifest is not None:
+        described |= {
+            "created_ms": manifest.created_ms,
+            "documents": manifest.documents,
+            "encoding": manifest.encoding,
+            "bytes": one.size,
+            "id_type": manifest.id_type,
+            "fingerprint": manifest.fingerprint,
+            "model": manifest.model,
+            "parent": manifest.parent,
+            "quality": dict(manifest.quality),
+        }
+    return described
+
+
+def _print_table(listed: list[Listed]) -> None:
+    from datetime import UTC, datetime
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("", "generation", "published (UTC)", "documents", "encoding", "MB", "model", "fingerprint"):
+        table.add_column(heading, justify="right" if heading in ("documents", "MB") else "left", no_wrap=True)
+    for one in listed:
+        mark, manifest = ("→" if one.current else ""), one.manifest
+        if manifest is None:
+            table.add_row(mark, one.name, f"damaged: {one.problem}")
+            continue
+        table.add_row(
+            mark,
+            one.name,
+            datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            f"{manifest.documents:,}",
+            manifest.encoding,
+            f"{one.size / 1e6:,.1f}",
+            manifest.model[:12],
+            manifest.fingerprint[:12],
+        )
+    Console().print(table)
