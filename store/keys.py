@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,11 @@ class Index:
         self._keys_n, self._rows_n, self._buckets = keys_n, rows_n, buckets
         self._shift = np.uint64(64 - (len(buckets) - 1).bit_length() + 1)
         self._places = np.arange(int(np.diff(buckets).max(initial=1)), dtype=np.int64)
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """What lookups read."""
+        return self._keys_n, self._rows_n, self._buckets
 
     def find(self, keys_N: Keys) -> tuple[RowNumbers, npt.NDArray[np.bool_]]:
         """Row numbers u32 [N], and whether each key is here [N]; the row of an absent key means nothing."""

@@ -114,6 +114,10 @@ class Generation:
         """Embeddings of the documents found: float32 [F, D]."""
         return self.segment.read(located.rows)
 
+    def warm(self) -> None:
+        """Maps every page, so that no request pays for it."""
+        self.segment.touch()
+
     def scan(self, block: int) -> Iterator[tuple[int, Floats]]:
         """Every row in blocks: the number of a block's first row, and its embeddings float32 [≤ block, D]."""
         return self.segment.scan(block)

@@ -206,6 +206,11 @@ class Segment:
                 yield first, self.codec.decode(rows, scales)
                 first += len(rows)
 
+    def touch(self) -> None:
+        """Reads a byte of every page that lookups use."""
+        for array in (*self._parts, *self.index.arrays):
+            array.reshape(-1).view(np.uint8)[:: fmt.PAGE].max()
+
     def close(self) -> None:
         """Unmaps the segment; nothing may be reading it."""
         for name in ("index", "ids", "digests", "times", "_scales", "_parts"):

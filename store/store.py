@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from store.encoding import codec
-from store.errors import StoreError
+from store.errors import StoreError, StoreNotFoundError
 from store.files import sync_directory
 from store.format import BUILDING, GENERATIONS, SEGMENTS
 from store.manifest import IdType, Manifest, generation_names, read_current, read_manifest
@@ -35,6 +35,11 @@ class Store:
             raise StoreError(
                 f"{self.path} cannot be made a store: {error.strerror}; name a folder to write to"
             ) from error
+
+    def require(self) -> None:
+        """Raises StoreNotFoundError unless there is a store here."""
+        if not (self.path / SEGMENTS).is_dir():
+            raise StoreNotFoundError(f"{self.path} is not a store; `twinbert refresh` makes one")
 
     def current(self) -> str:
         """Name of the current generation.

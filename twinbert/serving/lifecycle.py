@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,8 +83,6 @@ async def run(
     service: Service,
     listening: Listening,
     registry: CollectorRegistry,
-    *,
-    ready: Callable[[str, int], Awaitable[None]] | None = None,
 ) -> None:
     """Runs a server until SIGTERM or SIGINT; a second signal ends it without waiting for requests in flight.
 
@@ -92,7 +90,6 @@ async def run(
         service: what to serve.
         listening: where.
         registry: what /metrics shows.
-        ready: called once with the gRPC and metrics addresses that were bound, when requests are answered.
 
     Raises:
         UsageError: an address cannot be bound.
@@ -105,15 +102,8 @@ async def run(
             await _set_health(checks, service, health_pb2.HealthCheckResponse.SERVING)
             service.state.set("serving")
             host = listening.address.rpartition(":")[0]
-            event(
-                "serving",
-                service=service.name,
-                address=f"{host}:{port}",
-                metrics_port=metrics_port,
-                version=__version__,
-            )
-            if ready is not None:
-                await ready(f"{host}:{port}", metrics_port)
+            address = f"{host}:{port}"
+            event("serving", service=service.name, address=address, metrics_port=metrics_port, version=__version__)
             await stop.wait()
             stop.clear()
             event("draining", service=service.name, seconds=listening.drain_s)
@@ -137,7 +127,7 @@ async def _serving(
         port = server.add_insecure_port(listening.address)
     except RuntimeError as error:
         raise UsageError(
-            f"{listening.address} cannot be bound: it is in use, or not an address of this host; choose another --address"
+            f"{listening.address} cannot be bound: it is in use, or not of this host; choose another --address"
         ) from error
     await server.start()
     try:
@@ -157,7 +147,7 @@ async def _drain(server: grpc.aio.Server, seconds: float, again: asyncio.Event) 
     await stopping
 
 
-async def _set_health(checks: health.aio.HealthServicer, service: Service, status: _Status.ValueType) -> None:
+async def _set_health(checks: health.aio.HealthServicer, service: Service, status: int) -> None:
     """Sets the health of the service and of the server as a whole (the empty name)."""
     for name in (service.name, ""):
         await checks.set(name, status)

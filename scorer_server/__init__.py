@@ -1,0 +1,1 @@
+"""The scorer: encodes queries, looks up stored document embeddings, crosses them, over gRPC."""

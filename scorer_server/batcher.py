@@ -1,0 +1,229 @@
+"""Queries → embeddings. Work-conserving: an idle engine starts at once, and a batch forms only while all are busy.
+
+A query that is asked for several times at once is encoded once. One that nobody waits for any more, because its callers
+were cancelled or ran out of time, is never started. A batch that fails is tried again query by query, so that a query
+that breaks the model fails alone.
+
+Shapes: Q queries of a request, B queries of a batch, D dimension.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+
+from scorer_server.cache import QueryCache
+from scorer_server.metrics import Metrics
+from scorer_server.settings import Settings
+from twinbert.errors import QueueFullError
+from twinbert.runtime import Floats, Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A batch that came back: embeddings, or an error, of each query; times in seconds."""
+
+    embeddings: Sequence[Floats | Exception]
+    tokens: int
+    truncated: int
+    tokenize_s: float
+    encode_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A query on its way through an engine, and the places where its embedding is wanted."""
+
+    text: str
+    tokens: int
+    arrived: float
+    wanted: list[tuple[Ticket, int]] = field(default_factory=list)
+
+
+class Ticket:
+    """The queries of one request: `embeddings` fill in as they come, `done` is set with the last or the first error.
+
+    Attributes:
+        embeddings: by query; None until it is there.
+        done: result None, or the error of a query.
+        queue_s: longest wait for an engine, in seconds.
+        tokenize_s: tokenising the batches that its queries were in, in seconds.
+        encode_s: encoding them, in seconds.
+        cached: how many of its queries came from the cache.
+    """
+
+    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.embeddings: list[Floats | None] = [None] * queries
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.queue_s = self.tokenize_s = self.encode_s = 0.0
+        self.cached = 0
+        self._missing = queries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """From here on nobody waits: queries wanted by no other ticket are dropped when their turn comes."""
+        self.done.cancel()
+
+    def fill(self, place: int, embedding_D: Floats) -> None:
+        """One query is there."""
+        self.embeddings[place] = embedding_D
+        self._missing -= 1
+        if not self._missing and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """One query cannot be encoded, so the request cannot be answered."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Batcher:
+    """The query tower's engines and the queue before them. Used from one event loop.
+
+    Args:
+        runtime: encodes.
+        settings: engines, threads, bounds.
+        metrics: where to count.
+    """
+
+    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+        self._runtime, self._settings, self._metrics = runtime, settings, metrics
+        self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
+        self._max_tokens = runtime.max_tokens("query")
+        self._queue: deque[_Pending] = deque()
+        self._in_flight: dict[str, _Pending] = {}
+        self._idle = settings.engines
+        self._executor = ThreadPoolExecutor(settings.engines, "encode")
+        self._loop = asyncio.get_running_loop()
+        self._recent_s = 0.01  # duration of a batch, smoothed: how long a refused caller should wait
+
+    def submit(self, queries: Sequence[str]) -> Ticket:
+        """Takes the queries of a request; use the ticket in a `with` statement, which gives up what is not there yet.
+
+        Raises:
+            QueueFullError: too many queries are waiting already; says when to try again.
+        """
+        ticket, metrics = Ticket(len(queries), self._loop), self._metrics
+        missing = []
+        for place, query in enumerate(queries):
+            embedding_D = self._cache.get(query)
+            if embedding_D is None:
+                missing.append((place, query))
+            else:
+                ticket.fill(place, embedding_D)
+        ticket.cached = len(queries) - len(missing)
+        new = sum(query not in self._in_flight for _, query in missing)
+        if new and self._queue and len(self._queue) + new > self._settings.queue:
+            batches = 1 + len(self._queue) // max(1, self._settings.batch_tokens // 16)
+            raise QueueFullError(
+                f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
+                self._recent_s * batches,
+            )
+        metrics.queries.inc(len(queries))
+        metrics.cache_hits.inc(ticket.cached)
+        metrics.cache_misses.inc(len(missing))
+        for place, query in missing:
+            self._want(query).wanted.append((ticket, place))
+        self._start()
+        return ticket
+
+    def close(self) -> None:
+        """Ends the engines; nothing may be waiting."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _want(self, query: str) -> _Pending:
+        pending = self._in_flight.get(query)
+        if pending is None:
+            # A token is seldom shorter than 3 bytes of text; two are the special ones.
+            tokens = min(self._max_tokens, 2 + len(query.encode()) // 3)
+            pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
+            self._queue.append(pending)
+        return pending
+
+    def _start(self) -> None:
+        """Gives idle engines what is waiting."""
+        while self._idle and (batch := self._take()):
+            self._idle -= 1
+            now = time.perf_counter()
+            for pending in batch:
+                self._metrics.stages["queue"].observe(now - pending.arrived)
+                for ticket, _ in pending.wanted:
+                    ticket.queue_s = max(ticket.queue_s, now - pending.arrived)
+            running = self._loop.run_in_executor(self._executor, self._encode, [pending.text for pending in batch])
+            running.add_done_callback(lambda done, batch=batch: self._finish(batch, done))  # type: ignore[misc]
+        self._metrics.queue_depth.set(len(self._queue))
+
+    def _take(self) -> list[_Pending]:
+        """The next batch: at most `batch_tokens` tokens, without queries that nobody waits for."""
+        batch: list[_Pending] = []
+        tokens = 0
+        while self._queue:
+            pending = self._queue[0]
+            if all(ticket.done.done() for ticket, _ in pending.wanted):
+                self._queue.popleft()
+                del self._in_flight[pending.text]
+                self._metrics.dropped.inc()
+                continue
+            if batch and tokens + pending.tokens > self._settings.batch_tokens:
+                break
+            batch.append(self._queue.popleft())
+            tokens += pending.tokens
+        return batch
+
+    def _encode(self, texts: list[str]) -> _Encoded:
+        """Runs in an engine's thread."""
+        started = time.perf_counter()
+        tokens = self._runtime.tokenize(texts)
+        tokenized = time.perf_counter()
+        embeddings: Sequence[Floats | Exception]
+        try:
+            embeddings = list(self._runtime.embed(tokens))
+        except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests whose queries failed
+            embeddings = [error] if len(texts) == 1 else [self._encode([text]).embeddings[0] for text in texts]
+        encode_s = time.perf_counter() - tokenized
+        truncated = int(np.count_nonzero(tokens.truncated))
+        return _Encoded(embeddings, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
+
+    def _finish(self, batch: list[_Pending], done: asyncio.Future[_Encoded]) -> None:
+        self._idle += 1
+        for pending in batch:
+            del self._in_flight[pending.text]
+        self._start()
+        error = done.exception()
+        if error is not None:
+            for pending in batch:
+                for ticket, _ in pending.wanted:
+                    ticket.fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
+            return
+        encoded = done.result()
+        self._observe(len(batch), encoded)
+        for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
+            ticket.tokenize_s += encoded.tokenize_s
+            ticket.encode_s += encoded.encode_s
+        for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
+            if not isinstance(embedding_D, Exception):
+                # A copy, so that the cache does not keep the whole batch alive.
+                self._cache.put(pending.text, embedding_D.copy())
+            for ticket, place in pending.wanted:
+                if isinstance(embedding_D, Exception):
+                    ticket.fail(embedding_D)
+                else:
+                    ticket.fill(place, embedding_D)
+
+    def _observe(self, queries: int, encoded: _Encoded) -> None:
+        metrics = self._metrics
+        metrics.stages["tokenize"].observe(encoded.tokenize_s)
+        metrics.stages["encode"].observe(encoded.encode_s)
+        metrics.batch_queries.observe(queries)
+        metrics.batch_tokens.observe(encoded.tokens)
+        metrics.truncated.inc(encoded.truncated)
+        self._recent_s += 0.2 * (encoded.tokenize_s + encoded.encode_s - self._recent_s)

@@ -1,0 +1,59 @@
+"""The scorer's settings, with their defaults."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+def default_threads() -> int:
+    """One a core that this process may use, up to 4: a query of a few tokens has no work for more."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a request may ask for; more is refused with a message that says the limit.
+
+    Attributes:
+        tasks: tasks of a Score, queries of a Retrieve.
+        candidates: candidates of a Score in all.
+        id_bytes: UTF-8 bytes of a document id.
+        query_bytes: UTF-8 bytes of a query.
+        hits: hits for each query of a Retrieve.
+    """
+
+    tasks: int = 64
+    candidates: int = 10_000
+    id_bytes: int = 511
+    query_bytes: int = 4096
+    hits: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How a scorer works.
+
+    Attributes:
+        limits: what a request may ask for.
+        engines: batches that are encoded at a time.
+        threads: threads that encode one batch.
+        queue: queries that may wait for an engine; more are refused with RESOURCE_EXHAUSTED.
+        batch_tokens: tokens of one batch, estimated from the length of the text.
+        cache_bytes: memory for the query cache; 0 turns it off.
+        retrievals: Retrieve requests that may wait; one is answered at a time.
+        hold_generations: generations that stay available after they were superseded…
+        hold_seconds: …and how long each stays at least, in seconds.
+        poll_seconds: how often CURRENT is looked at.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    engines: int = 1
+    threads: int = field(default_factory=default_threads)
+    queue: int = 512
+    batch_tokens: int = 1024
+    cache_bytes: int = 64 << 20
+    retrievals: int = 8
+    hold_generations: int = 2
+    hold_seconds: float = 600.0
+    poll_seconds: float = 0.2
