@@ -2,6 +2,8 @@
 
     scorer      score, retrieve          ask a running scorer
     bundle      bundle import | show     make and read bundles
+    serve       serve                    run a scorer
+    store       store list | verify | rollback | gc | copy
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
@@ -22,13 +24,16 @@ from typer.main import get_command
 
 from store.errors import StoreError
 from twinbert import __version__
-from twinbert.cli import bundle, scorer
+from twinbert.cli import bundle, scorer, store
+from twinbert.cli.serve import serve
 from twinbert.errors import TwinbertError
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(scorer.score)
 app.command()(scorer.retrieve)
+app.command()(serve)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(store.app, name="store")
 
 # Typer exports one of its usage errors; the parent of that one is the class of them all.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
