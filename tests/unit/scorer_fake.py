@@ -48,7 +48,8 @@ class FakeScorer(ScorerServiceServicer):
         failures: Answers the next calls, one each.
         requests: Every request that arrived.
         deadlines: The seconds that each one had left.
-        held: A call about the query "wait" is answered when this is set.
+        waiting: Set when a call about the query "wait" has arrived.
+        held: That call is answered when this is set.
     """
 
     def __init__(self, documents: Sequence[str] | Sequence[int]) -> None:
@@ -57,6 +58,7 @@ class FakeScorer(ScorerServiceServicer):
         self.failures: deque[Failure] = deque()
         self.requests: list[Any] = []
         self.deadlines: list[float] = []
+        self.waiting = threading.Event()
         self.held = threading.Event()
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:
@@ -65,6 +67,7 @@ class FakeScorer(ScorerServiceServicer):
         response = pb.ScoreResponse(generation=request.generation or GENERATION, model=MODEL, times=TIMES)
         for task in request.tasks:
             if task.query == "wait":
+                self.waiting.set()
                 self.held.wait()
             result = response.results.add()
             for document in task.document_numbers if self.integers else task.document_ids:

@@ -2,6 +2,7 @@
 
     scorer      score, retrieve          ask a running scorer
     bundle      bundle import | show     make and read bundles
+    refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     store       store list | verify | rollback | gc | copy
 
@@ -25,12 +26,14 @@ from typer.main import get_command
 from store.errors import StoreError
 from twinbert import __version__
 from twinbert.cli import bundle, scorer, store
+from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
 from twinbert.errors import TwinbertError
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(scorer.score)
 app.command()(scorer.retrieve)
+app.command()(refresh)
 app.command()(serve)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(store.app, name="store")

@@ -37,7 +37,7 @@ def print_table(
     console = Console(highlight=False)
     if title:
         console.print(Text(title, "bold"))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(Padding(table, (0, 0, 0, 1), expand=False))
     if caption:
         console.print(Text(caption, "dim"))
 

@@ -1,0 +1,117 @@
+"""The command `refresh`: documents become the store's next generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from twinbert.cli.options import BundleOption, EncodingOption, JsonOption, StoreOption, ThreadsOption
+from twinbert.cli.tables import on_terminal, print_lines, print_table
+from twinbert.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from encoder_server.command import Result
+    from encoder_server.report import Report
+
+
+def refresh(
+    *,
+    bundle: BundleOption,
+    store: StoreOption,
+    documents: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines, TSV or Parquet, plain or gzip: a file, a folder of them, or - for standard input.",
+        ),
+    ],
+    format: Annotated[  # noqa: A002
+        Literal["auto", "jsonl", "tsv", "parquet"], typer.Option(help="Format of the documents.")
+    ] = "auto",
+    id_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the id.")] = "id",
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Column of the text [default: text]; several are joined by a newline."),
+    ] = None,
+    time_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the source time.")] = "time",
+    id_type: Annotated[
+        Literal["string", "integer"] | None,
+        typer.Option(help="What ids are; by default as in the store, else as the documents have them."),
+    ] = None,
+    encoding: EncodingOption = None,
+    threads: ThreadsOption = None,
+    rejected: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the documents that are left out here, as JSON Lines.")
+    ] = None,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="The documents are what changed. Not in this version.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode documents and publish them as the store's next generation.
+
+    The documents are the whole corpus: what they lack is gone. Unchanged ones are not encoded again, and a run that was
+    interrupted is taken up by the next. Progress goes to standard error: a bar on a terminal, JSON lines elsewhere.
+    """
+    from encoder_server import command
+
+    if delta:
+        raise UnsupportedError(
+            "--delta is not in this version: refresh with the whole corpus, unchanged rows are reused"
+        )
+    with ExitStack() as stack:
+        result = command.refresh(
+            bundle=bundle,
+            store=store,
+            documents=documents,
+            report=_report(stack),
+            format=format,
+            id_column=id_column,
+            text_columns=text_column or ["text"],
+            time_column=time_column,
+            id_type=id_type,
+            encoding=encoding,
+            workers=threads,
+            rejected=rejected,
+        )
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+    elif on_terminal():
+        print_table(("", ""), _summary(result), title=f"generation {result.generation}")
+    else:
+        print_lines(_summary(result))
+
+
+def _report(stack: ExitStack) -> Report:
+    from encoder_server.report import Bar, JsonLines
+    from twinbert.serving import log
+
+    if sys.stderr.isatty():
+        return stack.enter_context(Bar())
+    log.configure()
+    return JsonLines()
+
+
+def _summary(result: Result) -> list[tuple[str, str]]:
+    rejected = "".join(f"\n{count:,} × {reason}" for reason, count in result.rejected.items())
+    quality = result.quality
+    rows = [
+        ("generation", result.generation),
+        ("documents", f"{result.documents:,}"),
+        ("encoded", f"{result.encoded:,}, {result.truncated:,} of them longer than the tower reads"),
+        ("reused", f"{result.reused:,}"),
+        ("duplicates", f"{result.duplicates:,}"),
+        ("rejected", f"{sum(result.rejected.values()):,}{rejected}"),
+        ("time", f"{result.seconds:,.1f} s, {result.documents_per_s:,.0f} documents/s"),
+    ]
+    if quality["sample"]:
+        mean, largest = quality["mean_score_difference"], quality["max_score_difference"]
+        cost = f"scores differ by {mean:g} on average, {largest:g} at most ({quality['sample']} documents sampled)"
+        rows.append(("stored as", f"{result.encoding}: {cost}"))
+    return rows
