@@ -1,0 +1,1 @@
+"""Benchmarks: each compares things in one run, interleaved, and reports ratios. Not installed."""
