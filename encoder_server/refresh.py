@@ -120,6 +120,7 @@ class Refresh:
         self._sample = Sample()
         self._received = self._accepted = self._encoded = self._reused = self._rejected = 0
         self._duplicates = self._truncated = 0
+        self._first_rejection: Rejection | None = None
         self._appendable = self._cancelled = False
 
     def __enter__(self) -> Self:
@@ -172,6 +173,7 @@ class Refresh:
             self._received += 1
             if isinstance(document, Rejection):
                 self._rejected += 1
+                self._first_rejection = self._first_rejection or document
                 continue
             if self.id_type is None:
                 self._open("string" if isinstance(document.key, str) else "integer")
@@ -189,9 +191,9 @@ class Refresh:
             CancelledError, VectorsError, StoreFullError: as `add`.
         """
         if not self._accepted and not self._window:
+            first = f", the first because {self._first_rejection.reason}" if self._first_rejection else ""
             raise EmptyGenerationError(
-                f"there is no document to publish: {self._received:,} came, {self._rejected:,} of them were rejected; "
-                "the current generation stays"
+                f"there is nothing to publish: of {self._received:,} documents {self._rejected:,} were rejected{first}"
             )
         if self._window:
             self._submit_window()
@@ -294,18 +296,15 @@ class Refresh:
 def _notices(current: Manifest | None, writer: Writer, encoding: str, fingerprint: str) -> list[str]:
     if writer.damage is not None:
         return [f"rows of the current generation are not reused, it is damaged: {writer.damage}"]
-    notices = []
-    if current is not None and current.fingerprint != fingerprint:
-        notices.append(
-            f"every document is encoded again: generation {current.name} has the fingerprint {current.fingerprint}, "
-            f"the bundle {fingerprint}"
-        )
-    if current is not None and current.encoding != encoding:
-        notices.append(
-            f"every document is encoded again: generation {current.name} is stored as {current.encoding}, "
-            f"this one as {encoding}"
-        )
-    return notices
+    if current is None:
+        return []
+    if current.fingerprint != fingerprint:
+        difference = f"has the fingerprint {current.fingerprint}, the bundle {fingerprint}"
+    elif current.encoding != encoding:
+        difference = f"is stored as {current.encoding}, this one as {encoding}"
+    else:
+        return []
+    return [f"every document is encoded again: generation {current.name} {difference}"]
 
 
 def _runs(lengths_N: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:

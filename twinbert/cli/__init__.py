@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would add lines of its own to standard error
     code = 2
     try:
         return _run([*(sys.argv[1:] if arguments is None else arguments)])

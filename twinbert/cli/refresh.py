@@ -37,7 +37,7 @@ def refresh(
     id_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the id.")] = "id",
     text_column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Column of the text [default: text]; several are joined by a newline."),
+        typer.Option(metavar="NAME", help="Column of the text, by default text; several are joined by a newline."),
     ] = None,
     time_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the source time.")] = "time",
     id_type: Annotated[

@@ -1,0 +1,167 @@
+"""What `twinbert refresh` does: a bundle, a store and an input become the store's next generation."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from encoder_server.documents import Document, DocumentSource, Rejection
+from encoder_server.refresh import Refresh, current_manifest
+from encoder_server.report import Rejections, Report, reporting_pace
+from store.store import Store
+from twinbert.bundle import TOWERS, Bundle
+from twinbert.runtime import Runtime
+
+_READ_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a refresh did, in documents; `rejected` by reason, `quality` as the manifest says it."""
+
+    generation: str
+    documents: int
+    received: int
+    encoded: int
+    reused: int
+    duplicates: int
+    truncated: int
+    rejected: Mapping[str, int]
+    seconds: float
+    documents_per_s: float
+    encoding: str
+    quality: Mapping[str, Any]
+
+
+def refresh(
+    *,
+    bundle: Path,
+    store: Path,
+    documents: Path | str,
+    report: Report,
+    format: str = "auto",  # noqa: A002  the word that users know
+    id_column: str = "id",
+    text_columns: Sequence[str] = ("text",),
+    time_column: str = "time",
+    id_type: Literal["string", "integer"] | None = None,
+    encoding: str | None = None,
+    workers: int | None = None,
+    rejected: Path | None = None,
+) -> Result:
+    """Makes the documents of an input the next generation of a store.
+
+    Args:
+        bundle: the bundle's directory.
+        store: the store's folder; it is made where there is none.
+        documents: a file or folder, or "-" for standard input: see `DocumentSource`.
+        report: what is told of the progress.
+        format: of the documents.
+        id_column: of the documents.
+        text_columns: of the documents.
+        time_column: of the documents.
+        id_type: what ids are; None: as in the current generation, else as the input has them.
+        encoding: how embeddings are stored; None: as in the current generation, else float32.
+        workers: threads that encode; None: one for each core.
+        rejected: file for the documents that were left out, as JSON Lines.
+
+    Raises:
+        KeyboardInterrupt: interrupted; what was encoded is kept for the next run.
+        TwinbertError, StoreError: nothing was published; the message says why.
+    """
+    opened, target = Bundle.open(bundle), Store(store)
+    current = current_manifest(target)
+    source = DocumentSource(
+        path=documents,
+        format=format,
+        id_column=id_column,
+        text_columns=text_columns,
+        time_column=time_column,
+        id_type=id_type or (current.id_type if current else "auto"),
+    )
+    runtime = Runtime(opened, towers=TOWERS)
+    started = time.monotonic()
+    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers)
+    reader = _Reader(source, pipeline)
+    text = f"refreshing {store} from {documents}, {pipeline.encoding}"
+    report.event(
+        "started", text, store=str(store), documents=str(documents), model=opened.model, encoding=pipeline.encoding
+    )
+    with Rejections(report, rejected) as rejections:
+        try:
+            with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
+                _add_all(reader, pipeline, rejections, report)
+                generation = pipeline.commit()
+        except (CancelledError, KeyboardInterrupt):
+            report.event("interrupted", "interrupted: run it again to go on, what is encoded so far is reused")
+            raise KeyboardInterrupt from None
+    progress, seconds = pipeline.progress, time.monotonic() - started
+    result = Result(
+        generation=generation,
+        documents=target.manifest(generation).documents,
+        received=progress.received,
+        encoded=progress.encoded,
+        reused=progress.reused,
+        duplicates=progress.duplicates,
+        truncated=progress.truncated,
+        rejected=dict(rejections.by_reason.most_common()),
+        seconds=round(seconds, 3),
+        documents_per_s=round(progress.received / seconds, 1),
+        encoding=pipeline.encoding,
+        quality=pipeline.quality,
+    )
+    report.event("published", f"published {generation}", generation=generation, documents=result.documents)
+    return result
+
+
+def _add_all(reader: _Reader, pipeline: Refresh, rejections: Rejections, report: Report) -> None:
+    told = 0
+    for chunk in reader:
+        for document in chunk:
+            if isinstance(document, Rejection):
+                rejections.add(document)
+        pipeline.add(chunk)
+        for notice in pipeline.notices[told:]:
+            report.event("notice", notice)
+        told = len(pipeline.notices)
+
+
+class _Reader:
+    """Reads the input in chunks, and knows what an interrupt meets: a read that may wait for ever, which it breaks off,
+    or a refresh at work, which comes to an orderly end.
+    """
+
+    def __init__(self, source: DocumentSource, refresh: Refresh) -> None:
+        self._source, self._refresh = source, refresh
+        self._reading = False
+
+    def __iter__(self) -> Iterator[list[Document | Rejection]]:
+        documents = iter(self._source)
+        while True:
+            self._reading = True
+            chunk = list(islice(documents, _READ_AT_ONCE))
+            self._reading = False
+            if not chunk:
+                return
+            yield chunk
+
+    @contextlib.contextmanager
+    def heeding_interrupts(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        self._refresh.cancel()
+        if self._reading:
+            self._reading = False  # once: a second interrupt must not break into what ends the refresh
+            raise KeyboardInterrupt
