@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from textwrap import shorten
 from typing import NamedTuple
 
 from twinbert.errors import UsageError
@@ -76,9 +77,8 @@ class Columns:
         for option, columns in wanted.items():
             for column in columns:
                 if column not in present:
-                    raise UsageError(
-                        f'{name}: there is no column "{column}" among {", ".join(present)}: choose with {option}'
-                    )
+                    known = shorten(", ".join(present), 500, placeholder=" …")
+                    raise UsageError(f'{name}: there is no column "{column}" among {known}: choose with {option}')
         for column in (self.id, *self.text, self.time, DELETED_COLUMN):
             if present.count(column) > 1:
                 raise UsageError(f'{name}: more than one column is called "{column}": rename all but one')
@@ -179,7 +179,7 @@ def require_kept(row: Row) -> None:
     """Raise InvalidValueError if the row deletes its document."""
     if row.deleted is True:
         raise InvalidValueError('"deleted" is true: a deletion needs a delta refresh, a full one just leaves it out')
-    if row.deleted not in (None, False):
+    if row.deleted is not None and row.deleted is not False:
         raise InvalidValueError(f'"deleted" is neither true nor false: {reprlib.repr(row.deleted)}')
 
 

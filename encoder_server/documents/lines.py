@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from typing import NoReturn
@@ -47,7 +48,7 @@ def _jsonl_rows(stream: BufferedIOBase, columns: Columns) -> Iterator[Row | Unre
                 texts = [get(column) for column in columns.text]
                 yield Row(number, get(columns.id), texts, get(columns.time), get(DELETED_COLUMN))
             else:
-                yield UnreadableRow(number, f"a JSON {type(fields).__name__}, an object is wanted")
+                yield UnreadableRow(number, f"not a JSON object: {reprlib.repr(fields)}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
