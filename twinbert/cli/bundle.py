@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,9 +45,9 @@ def show(
         typer.echo(json.dumps(content, ensure_ascii=False))
         return
     files = content.pop("files")
-    about = [(" ".join(where), text) for where, text in _flat(content)]
+    about = [*_rows(content)]
     listed = [
-        (name, f"{file['size']:,}", file["sha256"][:16], "" if (opened.path / name).exists() else "absent")
+        (name, f"{file['size']:,}", file["sha256"][:16], "" if (opened.path / name).exists() else "not in this copy")
         for name, file in files.items()
     ]
     if on_terminal():
@@ -57,10 +57,17 @@ def show(
         print_lines([*about, *listed])
 
 
-def _flat(value: object, *where: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each leaf of a JSON value, with the path to it."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, *where, name)
-    else:
-        yield where, f"{value:.6g}" if isinstance(value, float) else str(value)
+def _rows(content: Mapping[str, Any], *where: str) -> Iterator[tuple[str, str]]:
+    """bundle.json for readers: a row for each value at its top, and one for each object with all its values."""
+    values = {name: _text(value) for name, value in content.items() if not isinstance(value, dict)}
+    if not where:
+        yield from values.items()
+    elif values:
+        yield " ".join(where), ", ".join(f"{name} {text}" for name, text in values.items())
+    for name, inner in content.items():
+        if isinstance(inner, dict):
+            yield from _rows(inner, *where, name)
+
+
+def _text(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
