@@ -1,0 +1,184 @@
+"""The batcher, with an engine whose gate the test holds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scorer_server.batcher import Batcher, Ticket
+from scorer_server.metrics import Metrics
+from scorer_server.settings import Settings
+from twinbert.errors import QueueFullError
+from twinbert.runtime import Floats, TokenBatch
+
+D = 4
+
+
+class GatedRuntime:
+    """Encodes a text as its length, once the gate is open; "broken" texts fail. Behind the interface of Runtime."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.batches: list[list[str]] = []
+        self._texts: dict[int, list[str]] = {}
+
+    def max_tokens(self, tower: str) -> int:
+        return 16
+
+    def tokenize(self, texts: Sequence[str], tower: str = "query") -> TokenBatch:
+        tokens = TokenBatch([np.zeros(3, dtype=np.int64) for _ in texts], np.array([len(text) > 40 for text in texts]))
+        self._texts[id(tokens)] = list(texts)
+        return tokens
+
+    def embed(self, tokens: TokenBatch, tower: str = "query") -> Floats:
+        texts = self._texts.pop(id(tokens))
+        self.batches.append(texts)
+        assert self.gate.wait(30)
+        if any("broken" in text for text in texts):
+            raise ValueError("the model broke")
+        return np.array([[len(text)] * D for text in texts], dtype=np.float32)
+
+
+def run(test: Callable[[Batcher, GatedRuntime, Metrics], Coroutine[Any, Any, None]], **settings: Any) -> None:
+    """Runs a test on an event loop of its own."""
+
+    async def main() -> None:
+        runtime, metrics = GatedRuntime(), Metrics()
+        batcher = Batcher(runtime, Settings(**({"engines": 1, "threads": 1} | settings)), metrics)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(test(batcher, runtime, metrics), 60)
+        finally:
+            runtime.gate.set()
+            batcher.close()
+
+    asyncio.run(main())
+
+
+async def started(runtime: GatedRuntime, batches: int) -> None:
+    """Waits until so many batches have reached the engine."""
+    while len(runtime.batches) < batches:
+        await asyncio.sleep(0)
+
+
+def values(ticket: Ticket) -> list[float | None]:
+    return [None if one is None else float(one[0]) for one in ticket.embeddings]
+
+
+def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> None:
+    """The first query goes alone; those that come meanwhile go together."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first = batcher.submit(["a"])
+        await started(runtime, 1)
+        others = [batcher.submit([text]) for text in ("bb", "ccc", "dddd")]
+        runtime.gate.set()
+        for ticket in (first, *others):
+            await ticket.done
+        assert runtime.batches == [["a"], ["bb", "ccc", "dddd"]]
+        assert [values(ticket) for ticket in (first, *others)] == [[1], [2], [3], [4]]
+
+    run(test)
+
+
+def test_a_query_that_is_asked_for_twice_is_encoded_once() -> None:
+    """Within a request, across requests in flight, and later from the cache."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first, second = batcher.submit(["same", "same"]), batcher.submit(["other", "same"])
+        runtime.gate.set()
+        await asyncio.gather(first.done, second.done)
+        third = batcher.submit(["same"])
+        assert third.done.done()
+        assert (values(first), values(second), values(third)) == ([4, 4], [5, 4], [4])
+        assert sorted(text for batch in runtime.batches for text in batch) == ["other", "same"]
+        assert third.cached == 1
+
+    run(test)
+
+
+def test_a_query_that_nobody_waits_for_is_never_started() -> None:
+    """A cancelled caller's query is dropped and counted; one that another caller wants too is kept."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first = batcher.submit(["first"])
+        await started(runtime, 1)
+        with batcher.submit(["gone", "shared"]):
+            kept = batcher.submit(["shared"])
+        runtime.gate.set()
+        await asyncio.gather(first.done, kept.done)
+        assert runtime.batches == [["first"], ["shared"]]
+        assert metrics.registry.get_sample_value("twinbert_queries_dropped_total") == 1
+
+    run(test)
+
+
+def test_a_query_that_breaks_the_model_fails_alone() -> None:
+    """Its neighbours in the batch are encoded, and the engine goes on."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first = batcher.submit(["first"])
+        await started(runtime, 1)
+        good, bad = batcher.submit(["good"]), batcher.submit(["broken"])
+        runtime.gate.set()
+        await asyncio.gather(first.done, good.done)
+        with pytest.raises(ValueError, match="the model broke"):
+            await bad.done
+        later = batcher.submit(["later"])
+        await later.done
+        assert (values(good), values(later)) == ([4], [5])
+
+    run(test)
+
+
+def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
+    """What is queued is answered; a request that finds the queue empty is taken whatever its size."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first = batcher.submit(["first"])
+        await started(runtime, 1)
+        queued = batcher.submit(["a", "bb", "ccc"])
+        with pytest.raises(QueueFullError, match="3 queries are waiting, 3 may") as caught:
+            batcher.submit(["dddd"])
+        assert caught.value.retry_after_s > 0
+        assert metrics.registry.get_sample_value("twinbert_queue_depth") == 3
+        runtime.gate.set()
+        await asyncio.gather(first.done, queued.done)
+        many = batcher.submit([f"text {number}" for number in range(9)])
+        await many.done
+        assert metrics.registry.get_sample_value("twinbert_queue_depth") == 0
+
+    run(test, queue=3)
+
+
+def test_a_batch_is_bounded_in_tokens() -> None:
+    """Queries beyond the bound wait for the next batch; one that is over it alone still goes."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        first = batcher.submit(["first"])
+        await started(runtime, 1)
+        others = batcher.submit(["x" * 60, "a", "b", "c", "d", "e"])  # 16 tokens, then 2 each
+        runtime.gate.set()
+        await asyncio.gather(first.done, others.done)
+        assert [len(batch) for batch in runtime.batches] == [1, 1, 4, 1]
+
+    run(test, batch_tokens=8)
+
+
+def test_the_cache_is_bounded_in_bytes() -> None:
+    """The least recently used goes first, and the gauge shows what is used."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        runtime.gate.set()
+        for text in ("aa", "bb", "aa", "cc", "aa", "bb"):  # room for two
+            await batcher.submit([text]).done
+        assert [batch[0] for batch in runtime.batches] == ["aa", "bb", "cc", "bb"]
+        used = metrics.registry.get_sample_value("twinbert_query_cache_bytes")
+        assert used is not None
+        assert 0 < used <= 600
+
+    run(test, cache_bytes=600)

@@ -1,0 +1,134 @@
+"""Deadlines and partial answers of Score, with an engine whose gate the test holds."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scorer_server.batcher import Batcher
+from scorer_server.metrics import Metrics
+from scorer_server.scoring import Scorer
+from scorer_server.settings import Settings
+from scorer_server.snapshots import Snapshots
+from store.documents import Batch
+from store.store import Store
+from store.writer import digests
+from tests.unit.test_batcher import D, GatedRuntime
+from twinbert.v1 import scorer_pb2 as pb
+
+
+class CrossingRuntime(GatedRuntime):
+    """A gated engine with a crossing: the score is the product of the first components over 100."""
+
+    bundle = SimpleNamespace(
+        fingerprint="f" * 64, model="m" * 64, default_crossing="cosine", crossings={"cosine": None}
+    )
+
+    def cross(self, queries_QD: Any, documents_ND: Any, task_N: Any, crossing: str | None = None) -> Any:
+        return queries_QD[task_N, 0] * documents_ND[:, 0] / 100
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    ids = [f"d{number}" for number in range(5)]
+    with store.writer(
+        fingerprint="f" * 64,
+        model="m" * 64,
+        dimension=D,
+        encoding="float32",
+        fixed_step=False,
+        id_type="string",
+        software="test",
+    ) as writer:
+        batch = Batch(ids=ids, digests=digests(ids), times=np.zeros(5, dtype=np.int64), positions=np.arange(5))
+        writer.add(batch, np.arange(5 * D, dtype=np.float32).reshape(5, D))
+        with writer.seal():
+            pass
+        writer.publish({})
+    return store
+
+
+def request(*queries: str) -> pb.ScoreRequest:
+    tasks = [pb.ScoreTask(query=query, document_ids=["d1", "none", "d2"]) for query in queries]
+    return pb.ScoreRequest(tasks=tasks, allow_partial=True)
+
+
+def run(store: Store, test: Any) -> None:
+    async def main() -> None:
+        runtime: Any = CrossingRuntime()
+        settings, metrics = Settings(engines=1, threads=1, hold_seconds=0), Metrics()
+        snapshots = Snapshots(store, runtime, settings, metrics)
+        batcher = Batcher(runtime, settings, metrics)
+        scorer = Scorer(snapshots, batcher, runtime, settings.limits, metrics)
+        try:
+            await asyncio.wait_for(test(scorer, runtime, metrics), 60)
+        finally:
+            runtime.gate.set()
+            batcher.close()
+            scorer.close()
+            await snapshots.close()
+
+    asyncio.run(main())
+
+
+def test_a_partial_answer_has_the_tasks_that_were_reached(store: Store) -> None:
+    """Before the deadline: finished tasks are scored, the candidates of the others are NOT_SCORED with NaN."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        runtime.gate.set()
+        whole = await scorer.score(request("abc"), remaining=30)
+        runtime.gate.clear()
+        partial = await scorer.score(request("abc", "slow"), remaining=0.05)
+        assert list(partial.results[0].scores[::2]) == list(whole.results[0].scores[::2])
+        assert list(partial.results[0].statuses) == list(whole.results[0].statuses)
+        assert list(partial.results[1].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+        assert np.isnan(partial.results[1].scores).all()
+        assert metrics.registry.get_sample_value("twinbert_candidates_total", {"status": "not_scored"}) == 3
+
+    run(store, test)
+
+
+def test_nothing_reached_is_still_an_answer(store: Store) -> None:
+    """With allow_partial a deadline never fails the request."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        response = await scorer.score(request("slow"), remaining=0.0)
+        assert list(response.results[0].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+
+    run(store, test)
+
+
+def test_a_cancelled_request_gives_up_its_queries(store: Store) -> None:
+    """What a cancelled caller was waiting for is dropped before it reaches an engine."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        first = asyncio.ensure_future(scorer.score(request("first"), remaining=None))
+        while not runtime.batches:
+            await asyncio.sleep(0)
+        second = asyncio.ensure_future(scorer.score(request("second"), remaining=None))
+        await asyncio.sleep(0)
+        second.cancel()
+        runtime.gate.set()
+        await first
+        assert (await asyncio.gather(second, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+        assert runtime.batches == [["first"]]
+
+    run(store, test)
+
+
+def test_a_score_that_is_not_finite_is_an_error(store: Store) -> None:
+    """A broken model fails the request instead of sending NaN as if it were a score."""
+
+    async def test(scorer: Scorer, runtime: Any, metrics: Metrics) -> None:
+        runtime.gate.set()
+        runtime.cross = lambda queries, documents, task, crossing: np.full(len(task), np.nan, dtype=np.float32)
+        with pytest.raises(RuntimeError, match="not finite"):
+            await scorer.score(request("abc"), remaining=None)
+
+    run(store, test)
