@@ -34,7 +34,8 @@ QUESTIONS = (
     "index of the largest element of an array",
     "run a shell command and capture its output",
 )
-CANDIDATES = ("csv.reader", "csv.DictReader", "numpy.loadtxt", "json.load", "csv.read_magically", "heapq.heappush")
+# csv.DictReader has no docstring, so the corpus does not have it.
+CANDIDATES = ("heapq.heappush", "csv.Sniffer", "csv.DictReader", "json.load", "numpy.genfromtxt", "numpy.loadtxt")
 
 # What a first look at /metrics is after.
 METRICS = (
@@ -63,7 +64,7 @@ def main() -> None:
     corpus = FOLDER / "corpus.jsonl"
     _say(f"{write_corpus(corpus):,} documents in {_shown(corpus)}, for example:")
     with corpus.open() as lines:
-        _say(next(line for line in lines if '"csv.reader"' in line or '"csv.DictReader"' in line).strip())
+        _say(next(line for line in lines if '"json.loads"' in line).strip())
 
     _heading("A bundle: both towers, from real weights")
     bundle = FOLDER / "bundle"
