@@ -10,7 +10,6 @@ encode one window, the caller's thread reads and tokenises the next; it waits be
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,12 +23,14 @@ import numpy.typing as npt
 
 from encoder_server.documents import Document, Rejection
 from encoder_server.sample import Sample
+from encoder_server.settings import default_workers
 from store.documents import Batch
 from store.errors import (
     CorruptError,
     EmptyGenerationError,
     GenerationNotFoundError,
     NoGenerationError,
+    StoreFullError,
     StoreNotFoundError,
 )
 from store.manifest import IdType, Manifest
@@ -94,6 +95,7 @@ class Refresh:
         encoding: how embeddings are stored.
         notices: why rows of the current generation cannot be reused, in sentences; known with the id type.
         quality: what the encoding costs, as the manifest says; empty until the generation was checked.
+        generation: name of the published generation; None until then.
     """
 
     def __init__(
@@ -111,9 +113,10 @@ class Refresh:
         self.encoding = encoding or (self._current.encoding if self._current else "float32")
         self.notices: list[str] = []
         self.quality: dict[str, Any] = {}
+        self.generation: str | None = None
         self._exit = contextlib.ExitStack()
         self._writer: Writer
-        self._workers = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "encode")
+        self._workers = ThreadPoolExecutor(workers or default_workers(), "encode")
         self._window: list[Document] = []
         self._window_characters = 0
         self._in_flight: deque[tuple[Batch, Future[Floats]]] = deque()
@@ -191,10 +194,7 @@ class Refresh:
             CancelledError, VectorsError, StoreFullError: as `add`.
         """
         if not self._accepted and not self._window:
-            first = f", the first because {self._first_rejection.reason}" if self._first_rejection else ""
-            raise EmptyGenerationError(
-                f"there is nothing to publish: of {self._received:,} documents {self._rejected:,} were rejected{first}"
-            )
+            raise EmptyGenerationError(f"there is nothing to publish: {self._why_empty()}")
         if self._window:
             self._submit_window()
         while self._in_flight:
@@ -204,7 +204,8 @@ class Refresh:
             self.quality = self._sample.check(generation, self._runtime, self._workers)
         self._duplicates = self._writer.duplicates
         self._stop_if_cancelled()
-        return self._writer.publish(self.quality)
+        self.generation = self._writer.publish(self.quality)
+        return self.generation
 
     def cancel(self) -> None:
         """Makes `add` and `commit` raise CancelledError soon. For any thread, and for signal handlers."""
@@ -275,11 +276,12 @@ class Refresh:
         """Stores the runs that are finished or being computed, for the next refresh to reuse."""
         for _, run in self._in_flight:
             run.cancel()
-        for batch, run in self._in_flight:
-            if not run.cancelled() and run.exception() is None:
-                self._writer.add(batch, run.result())
-                self._encoded += len(batch.ids)
-        self._writer.sync()
+        with contextlib.suppress(StoreFullError):  # then what is durable already stays
+            for batch, run in self._in_flight:
+                if not run.cancelled() and run.exception() is None:
+                    self._writer.add(batch, run.result())
+                    self._encoded += len(batch.ids)
+            self._writer.sync()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -287,6 +289,11 @@ class Refresh:
         self._appendable = False
         yield
         self._appendable = True
+
+    def _why_empty(self) -> str:
+        if self._first_rejection is None:
+            return "no document came"
+        return f"all {self._rejected:,} documents were rejected, the first because {self._first_rejection.reason}"
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:

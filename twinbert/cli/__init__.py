@@ -4,6 +4,7 @@
     bundle      bundle import | show     make and read bundles
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
+    encoder     encoder                  run an encoder
     store       store list | verify | rollback | gc | copy
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
@@ -26,6 +27,7 @@ from typer.main import get_command
 from store.errors import StoreError
 from twinbert import __version__
 from twinbert.cli import bundle, scorer, store
+from twinbert.cli.encoder import encoder
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
 from twinbert.errors import TwinbertError
@@ -35,6 +37,7 @@ app.command()(scorer.score)
 app.command()(scorer.retrieve)
 app.command()(refresh)
 app.command()(serve)
+app.command()(encoder)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(store.app, name="store")
 

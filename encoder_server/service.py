@@ -1,0 +1,104 @@
+"""EncoderService over gRPC: each handler checks that the server serves, calls, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+
+from encoder_server.metrics import Metrics
+from encoder_server.refresh import current_manifest
+from encoder_server.settings import Settings
+from encoder_server.stream import RefreshStream
+from store.store import Store
+from twinbert.bundle import TOWERS, Tower
+from twinbert.errors import InvalidRequestError, QueueFullError
+from twinbert.runtime import Runtime
+from twinbert.serving.lifecycle import State
+from twinbert.serving.rpc import Context, unary
+from twinbert.v1 import encoder_pb2 as pb
+from twinbert.v1 import encoder_pb2_grpc
+
+_TOWERS: dict[int, Tower] = {pb.TOWER_QUERY: "query", pb.TOWER_DOCUMENT: "document"}
+
+
+class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
+    """The service.
+
+    Args:
+        store: what Refresh refreshes.
+        runtime: with both towers, and one thread a call.
+        settings: bounds and limits.
+        metrics: where to count.
+    """
+
+    name = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
+
+    def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+        self.state = State()
+        self.rpc_metrics = metrics.rpc
+        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+        self._workers = ThreadPoolExecutor(settings.workers, "encode")
+        self._encodes = 0
+
+    @unary
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        """See the contract."""
+        self.state.require_serving()
+        tower = self._checked(request)
+        self._encodes += 1
+        try:
+            run = asyncio.get_running_loop().run_in_executor
+            embeddings = await run(self._workers, self._encode, list(request.texts), tower)
+        finally:
+            self._encodes -= 1
+        bundle = self._runtime.bundle
+        return pb.EncodeResponse(
+            embeddings=embeddings, dimension=bundle.dimension, model=bundle.model, fingerprint=bundle.fingerprint
+        )
+
+    # A coroutine that writes its responses, not a generator: a cancelled call ends in it, wherever it is.
+    @unary
+    async def Refresh(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.RefreshRequest], context: Context
+    ) -> None:
+        """See the contract."""
+        self.state.require_serving()
+        stream = RefreshStream(self._store, self._runtime, self._settings, self._metrics)
+        await stream.answer(request_iterator, context.write)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicer."""
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Warms both towers; ends the workers when the server has stopped."""
+        for tower in TOWERS:
+            await asyncio.to_thread(self._runtime.encode, ["warm"], tower)
+        if manifest := current_manifest(self._store):
+            self._metrics.set_generation(manifest)
+        try:
+            yield
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+
+    def _checked(self, request: pb.EncodeRequest) -> Tower:
+        if request.tower not in _TOWERS:
+            raise InvalidRequestError("tower", "is unspecified or unknown: give TOWER_QUERY or TOWER_DOCUMENT")
+        if not 1 <= len(request.texts) <= self._settings.texts:
+            raise InvalidRequestError("texts", f"{len(request.texts)} were given: give 1 to {self._settings.texts}")
+        for place, text in enumerate(request.texts):
+            if not text or text.isspace():
+                raise InvalidRequestError(f"texts[{place}]", "is blank")
+        if self._encodes >= self._settings.workers + self._settings.waiting:
+            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", retry_after_s=1.0)
+        return _TOWERS[request.tower]
+
+    def _encode(self, texts: list[str], tower: Tower) -> bytes:
+        tokens = self._runtime.tokenize(texts, tower)
+        self._metrics.truncated[tower].inc(int(tokens.truncated.sum()))
+        return self._runtime.embed(tokens, tower).astype("<f4", copy=False).tobytes()

@@ -1,0 +1,226 @@
+"""One Refresh call: its requests drive the pipeline, which works in a thread of its own.
+
+The next request is read when the last one is done with, so a client that sends faster than documents are encoded is
+held back by gRPC's flow control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from encoder_server.documents import Document, Rejection
+from encoder_server.documents.document import Columns, InvalidValueError, Row, document_key, document_text
+from encoder_server.metrics import Metrics
+from encoder_server.refresh import Refresh
+from encoder_server.settings import Settings
+from store.store import Store
+from twinbert.errors import InvalidRequestError, UnsupportedError
+from twinbert.runtime import Runtime
+from twinbert.serving.log import event
+from twinbert.v1 import encoder_pb2 as pb
+
+_ENCODINGS = {
+    pb.ENCODING_UNSPECIFIED: None,
+    pb.ENCODING_FLOAT32: "float32",
+    pb.ENCODING_FLOAT16: "float16",
+    pb.ENCODING_UINT8: "uint8",
+}
+_FIELDS = Columns("id", ("text",), "time_ms")
+# A rejection takes up to 1 KB, and a client's limit for a message may be gRPC's default of 4 MiB.
+_REJECTIONS_A_RESPONSE = 4000
+
+_T = TypeVar("_T")
+Reply = Callable[[pb.RefreshResponse], Awaitable[None]]
+
+
+class RefreshStream:
+    """Answers one Refresh call.
+
+    Args:
+        store: the store.
+        runtime: with both towers, and one thread a call.
+        settings: bounds.
+        metrics: where to count.
+    """
+
+    def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+
+    async def answer(self, requests: AsyncIterator[pb.RefreshRequest], reply: Reply) -> None:
+        """Replies after each batch, and with the generation once it is published and the store's lock released.
+
+        Raises:
+            InvalidRequestError: the requests are not start, batches, commit.
+            UnsupportedError: a delta.
+            TimeoutError: the client sent nothing for too long.
+            StoreError, TwinbertError: as from `Refresh`.
+        """
+        encoding = _stored_as(await self._next(requests))
+        refresh = Refresh(self._store, self._runtime, encoding=encoding, workers=self._settings.workers)
+        generation = None
+        async with self._working(refresh) as thread:
+            while request := await self._next(requests):
+                step = request.WhichOneof("step")
+                if step == "commit":
+                    generation = await thread.call(refresh.commit)
+                    break
+                if step != "batch":
+                    raise InvalidRequestError("step", f"is {step or 'empty'}; after start come batches, then commit")
+                rejections = await thread.call(_add, refresh, _documents(request.batch))
+                for response in _responses(refresh, rejections):
+                    await reply(response)
+        if generation is not None:
+            self._metrics.set_generation(self._store.manifest(generation))
+            [response] = _responses(refresh, [], generation)
+            await reply(response)
+
+    @contextlib.asynccontextmanager
+    async def _working(self, refresh: Refresh) -> AsyncIterator[_Thread]:
+        """The refresh in its thread; leaving without a published generation abandons it, or counts it as failed."""
+        thread, started = _Thread(refresh, self._metrics), time.monotonic()
+        outcome, message = "failed", ""
+        try:
+            await thread.call(refresh.__enter__)
+            yield thread
+            outcome = "published" if refresh.generation else "abandoned"
+        except asyncio.CancelledError:
+            outcome = "abandoned"
+            raise
+        except Exception as error:
+            message = str(error)
+            raise
+        finally:
+            try:
+                await thread.end()
+            finally:
+                self._metrics.refreshes[outcome].inc()
+                self._metrics.duration.observe(time.monotonic() - started)
+                _log(refresh, outcome, message)
+
+    async def _next(self, requests: AsyncIterator[pb.RefreshRequest]) -> pb.RefreshRequest | None:
+        try:
+            async with asyncio.timeout(self._settings.idle_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise TimeoutError(
+                f"the refresh sent nothing for {self._settings.idle_s:g} s and is ended, so that others can have the "
+                "store; nothing was published, and what it encoded is reused by the next one"
+            ) from None
+
+
+class _Thread:
+    """The one thread in which a refresh does all its work."""
+
+    def __init__(self, refresh: Refresh, metrics: Metrics) -> None:
+        self._refresh, self._metrics = refresh, metrics
+        self._counted = refresh.progress
+        self._executor = ThreadPoolExecutor(1, "refresh")
+
+    async def call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        finally:
+            self._count()
+
+    async def end(self) -> None:
+        """Breaks off what the refresh is at, and releases the store's lock even if this call is cancelled meanwhile."""
+        self._refresh.cancel()
+        ending = self._executor.submit(self._refresh.__exit__, None, None, None)
+        self._executor.shutdown(wait=False)
+        try:
+            await asyncio.shield(asyncio.wrap_future(ending))
+        finally:
+            self._count()
+
+    def _count(self) -> None:
+        before, self._counted = self._counted, self._refresh.progress
+        self._metrics.count(before, self._counted)
+
+
+def _log(refresh: Refresh, outcome: str, message: str) -> None:
+    progress = refresh.progress
+    event(
+        f"refresh_{outcome}",
+        message=message,
+        generation=refresh.generation,
+        received=progress.received,
+        encoded=progress.encoded,
+        reused=progress.reused,
+        rejected=progress.rejected,
+        notices=refresh.notices,
+    )
+
+
+def _stored_as(first: pb.RefreshRequest | None) -> str | None:
+    """The encoding that the start of a refresh asks for."""
+    if first is None or first.WhichOneof("step") != "start":
+        raise InvalidRequestError("start", "is missing: a refresh begins with it")
+    start = first.start
+    if start.mode == pb.REFRESH_MODE_DELTA:
+        raise UnsupportedError("start.mode: REFRESH_MODE_DELTA is not in this version; send the whole corpus as FULL")
+    if start.mode != pb.REFRESH_MODE_FULL:
+        raise InvalidRequestError("start.mode", "is unspecified or unknown: give REFRESH_MODE_FULL")
+    if start.encoding not in _ENCODINGS:
+        raise InvalidRequestError("start.encoding", f"{start.encoding} is unknown: give one of the contract's")
+    return _ENCODINGS[start.encoding]
+
+
+def _documents(batch: pb.DocumentBatch) -> Iterable[pb.Document]:
+    if batch.deleted_ids or batch.deleted_numbers:
+        raise UnsupportedError(
+            "batch: deletions need a delta refresh, which is not in this version; leave the documents out"
+        )
+    return batch.documents
+
+
+def _add(refresh: Refresh, documents: Iterable[pb.Document]) -> list[Rejection]:
+    """Adds documents; returns those that were left out."""
+    rejections: list[Rejection] = []
+
+    def judged() -> Iterator[Document | Rejection]:
+        for position, document in enumerate(documents, refresh.progress.received):
+            result = _judged(document, position, refresh.id_type)
+            if isinstance(result, Rejection):
+                rejections.append(result)
+            yield result
+
+    refresh.add(judged())
+    return rejections
+
+
+def _judged(document: pb.Document, position: int, id_type: str | None) -> Document | Rejection:
+    """The document, checked as one from a file is."""
+    field = document.WhichOneof("key")
+    row = Row(position, getattr(document, field) if field else None, (document.text,), None, None)
+    document_id = ""
+    try:
+        key = document_key(row, _FIELDS, id_type)
+        document_id = str(key)
+        text = document_text(row, _FIELDS)
+    except InvalidValueError as error:
+        return Rejection("", position, document_id, str(error))
+    return Document(key, text, document.time_ms if document.HasField("time_ms") else None)
+
+
+def _responses(refresh: Refresh, rejections: list[Rejection], generation: str = "") -> Iterator[pb.RefreshResponse]:
+    """The progress, in one response unless there are very many rejections."""
+    progress = refresh.progress
+    for start in range(0, max(1, len(rejections)), _REJECTIONS_A_RESPONSE):
+        some = rejections[start : start + _REJECTIONS_A_RESPONSE]
+        yield pb.RefreshResponse(
+            received=progress.received,
+            encoded=progress.encoded,
+            reused=progress.reused,
+            deleted=progress.deleted,
+            rejected=progress.rejected,
+            duplicates=progress.duplicates,
+            rejections=[
+                pb.Rejection(document_id=one.document_id, position=one.position, reason=one.reason) for one in some
+            ],
+            generation=generation,
+        )
