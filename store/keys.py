@@ -57,6 +57,11 @@ def build_buckets(keys_n: Keys) -> npt.NDArray[np.uint32]:
     return buckets
 
 
+# No bucket of hashed keys comes near this many. Ids that someone chose so as to crowd one bucket do, and comparing all
+# places at once would then multiply every lookup: a binary search takes over.
+_CROWDED = 64
+
+
 class Index:
     """Finds keys among the n of a segment.
 
@@ -84,6 +89,10 @@ class Index:
         """Row numbers u32 [N], and whether each key is here [N]; the row of an absent key means nothing."""
         # "clip" spares numpy the copy that "raise" makes; a place that was clipped holds the last key, which is only
         # ever equal to the key asked for when it is the right answer.
+        if len(self._places) > _CROWDED:
+            positions_N = np.searchsorted(self._keys_n, keys_N)
+            found_N = self._keys_n.take(positions_N, mode="clip") == keys_N
+            return self._rows_n.take(positions_N, mode="clip"), found_N
         starts_N = self._buckets.take((keys_N >> self._shift).astype(np.int64), mode="clip").astype(np.int64)
         places_NP = starts_N[:, None] + self._places
         equal_NP = self._keys_n.take(places_NP, mode="clip") == keys_N[:, None]
