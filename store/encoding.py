@@ -19,6 +19,10 @@ ENCODINGS = ("float32", "float16", "uint8")
 
 # round((v + 1) / STEP) is the step of the published TwinBERT code for towers that end in tanh.
 FIXED_STEP = np.float32(2 / 255)
+# A Python float: numpy would compare with a float16 in float16, where nothing is larger.
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+# 127 times this is finite in float32.
+_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 
 
 class Codec:
@@ -71,13 +75,13 @@ class Float16(Codec):
 
     def _encode(self, vectors_ND: Floats) -> tuple[Rows, Floats | None]:
         largest = float(np.abs(vectors_ND).max(initial=0))
-        if largest > np.finfo(np.float16).max:
+        if largest > _LARGEST_FLOAT16:
             raise VectorsError(f"an embedding has the value {largest:g}, beyond float16; store these as float32")
         return vectors_ND.astype(self.dtype), None
 
 
 class FixedUint8(Codec):
-    """The paper's step 2/255 over [-1, 1]: absolute error at most 1/255."""
+    """The paper's step 2/255 over [-1, 1]: absolute error at most 1/255 and float32's rounding."""
 
     name = "uint8"
     dtype = np.dtype("u1")
@@ -96,7 +100,10 @@ class FixedUint8(Codec):
 
 
 class ScaledUint8(Codec):
-    """One scale a row, the largest magnitude over 127: absolute error at most half the scale."""
+    """One scale a row, the largest magnitude over 127: absolute error at most half the scale.
+
+    A row whose scale would be subnormal (no value above 1.5e-36) is stored as zeros.
+    """
 
     name = "uint8"
     dtype = np.dtype("u1")
@@ -110,7 +117,8 @@ class ScaledUint8(Codec):
         return vectors_ND
 
     def _encode(self, vectors_ND: Floats) -> tuple[Rows, Floats | None]:
-        scales_N = np.abs(vectors_ND).max(axis=1, initial=0) / np.float32(127)
+        scales_N = np.minimum(np.abs(vectors_ND).max(axis=1, initial=0) / np.float32(127), _LARGEST_SCALE)
+        scales_N[scales_N < np.finfo(np.float32).smallest_normal] = 0
         divisors_N = np.where(scales_N > 0, scales_N, np.float32(1))
         return (np.rint(vectors_ND / divisors_N[:, None]) + 128).astype(np.uint8), scales_N
 
