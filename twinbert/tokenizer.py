@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
         """Tokens that `encode` gives at most, special tokens included."""
 
     @property
+    def lowercase(self) -> bool:
+        """Whether capitals make no difference."""
+
+    @property
     def vocabulary(self) -> int:
         """Number of ids: every id is below it."""
 
@@ -78,10 +82,14 @@ class WordPiece:
         if not isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
             kind = type(self._tokenizer.model).__name__
             raise BundleError(f"{path}: holds a {kind} tokenizer; WordPiece is supported")
+        if self._tokenizer.num_special_tokens_to_add(is_pair=False) != 2:
+            raise BundleError(f"{path}: does not put a text between [CLS] and [SEP]; its post_processor has to")
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
+        normalizer = self._tokenizer.normalizer
         self.digest = hashlib.sha256(content).hexdigest()
         self.max_tokens = max_tokens
+        self.lowercase = normalizer is not None and normalizer.normalize_str("A") == "a"
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:

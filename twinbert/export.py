@@ -1,0 +1,224 @@
+"""TwinBERT → bundle: each tower and crossing layer as an ONNX graph, proved against the model before it is published.
+
+The same weights and versions give the same bytes, so the same `fingerprint` and, on one kind of machine, `model`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from store.files import sync_directory, sync_file
+from twinbert import __version__
+from twinbert.bundle import BUNDLE_JSON, FORMAT, TOWERS, Bundle, describe_file, fingerprint, to_json
+from twinbert.errors import ExportError, UsageError
+from twinbert.model.checkpoint import save_weights
+from twinbert.model.twin import TwinBert
+from twinbert.quality import encodings, parity
+from twinbert.runtime import Runtime
+from twinbert.tokenizer import WordPiece
+
+PARITY_LIMIT = 1e-4
+OPSET = 20  # the first with Gelu, which ONNX Runtime fuses with the bias before it
+_MAX_PROTOBUF = 2**31 - 2**20  # protobuf's 2 GiB, less what a graph needs beside its weights
+
+
+def export(
+    twin: TwinBert, output: Path, *, tokenizer: Path, source: Mapping[str, str], calibrated: bool = False
+) -> Bundle:
+    """Writes a bundle: all of it appears at `output` in one step, or nothing does.
+
+    Args:
+        twin: the model; left as it is.
+        output: the bundle's directory, which must not exist yet.
+        tokenizer: tokenizer.json, copied as it is.
+        source: where the weights came from, in words of the caller's: goes into bundle.json.
+        calibrated: whether the crossing layers were calibrated on labelled data.
+
+    Raises:
+        UsageError: `output` exists.
+        ExportError: the bundle cannot be written, or differs from the model by more than `PARITY_LIMIT`.
+        BundleError: the tokenizer cannot be read.
+    """
+    output = output.absolute()
+    if os.path.lexists(output):
+        raise UsageError(f"{output}: exists already; remove it or choose another output")
+    _check_vocabulary(twin, tokenizer)
+    twin = copy.deepcopy(twin).cpu().eval()
+    building = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+    try:
+        building.mkdir(parents=True)
+        _write_files(twin, building, tokenizer)
+        configuration = _configuration(twin, building, source=source, calibrated=calibrated)
+        # The runtime that measures quality needs a bundle: this one is rewritten once its quality is known.
+        (building / BUNDLE_JSON).write_bytes(to_json(configuration))
+        configuration["quality"] = _quality(twin, Bundle.open(building, verify=False))
+        (building / BUNDLE_JSON).write_bytes(to_json(configuration))
+        for path in building.iterdir():
+            sync_file(path)
+        sync_directory(building)
+        building.rename(output)
+        sync_directory(output.parent)
+    except OSError as error:
+        raise ExportError(f"{output}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Bundle.open(output)
+
+
+def _check_vocabulary(twin: TwinBert, tokenizer: Path) -> None:
+    ids = WordPiece(tokenizer, max_tokens=twin.config.document_max_tokens).vocabulary
+    embeddings = min(twin.config.query.vocabulary, twin.config.document.vocabulary)
+    if ids > embeddings:
+        raise ExportError(
+            f"{tokenizer}: has {ids} ids, a tower {embeddings} word embeddings; they are not of one model"
+        )
+
+
+def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
+    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    save_weights(twin, directory / "model.safetensors")
+    # Two tensors: the exporter would take one, given twice, for one input.
+    tokens = {name: (torch.ones(2, 3, dtype=torch.int64), "BL") for name in ("input_ids", "attention_mask")}
+    document = _to_onnx(twin.document, tokens, "embeddings")
+    query = document if twin.config.shared else _to_onnx(twin.query, tokens, "embeddings")
+    (directory / "document.onnx").write_bytes(document)
+    if query == document:
+        (directory / "query.onnx").hardlink_to(directory / "document.onnx")
+    else:
+        (directory / "query.onnx").write_bytes(query)
+    vectors = torch.ones(3, twin.config.document.dimension)
+    for kind in twin.config.crossings:
+        pairs = {
+            "queries": (vectors[:2], "Q"),
+            "documents": (vectors, "N"),
+            "task": (torch.zeros(3, dtype=torch.int64), "N"),
+        }
+        (directory / f"crossing.{kind}.onnx").write_bytes(_to_onnx(twin.crossing(kind), pairs, "scores"))
+
+
+def _to_onnx(module: nn.Module, inputs: Mapping[str, tuple[Tensor, str]], output: str) -> bytes:
+    """A module as a serialised graph. An input is an example and the names of its first dimensions, which may vary."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    if size > _MAX_PROTOBUF:
+        raise ExportError(
+            f"a {type(module).__name__} has {size:,} bytes of weights; an ONNX file holds less than 2 GiB"
+        )
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(example for example, _ in inputs.values()),
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=tuple(dict(enumerate(names)) for _, names in inputs.values()),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model_proto
+    _strip(graph)
+    return graph.SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says to its own developers: whether it worked is measured."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what does not compute: stack traces with paths of this machine, and the exporter's names of shapes."""
+    model.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+
+def _configuration(twin: TwinBert, directory: Path, *, source: Mapping[str, str], calibrated: bool) -> dict[str, Any]:
+    config, document = twin.config, twin.config.document
+    towers = {"query": (config.query, config.query_max_tokens), "document": (document, config.document_max_tokens)}
+    tokenizer = WordPiece(directory / "tokenizer.json", max_tokens=config.document_max_tokens)
+    files = {path.name: describe_file(path) for path in sorted(directory.iterdir())}
+    files["model.safetensors"]["optional"] = True
+    return {
+        "format": FORMAT,
+        "source": dict(source),
+        "tokenizer": {
+            "kind": "wordpiece",
+            "file": "tokenizer.json",
+            "vocabulary": tokenizer.vocabulary,
+            "lowercase": tokenizer.lowercase,
+        },
+        "towers": {
+            name: {
+                "file": f"{name}.onnx",
+                "max_tokens": max_tokens,
+                "longer_texts": "truncated",
+                "architecture": dataclasses.asdict(tower),
+            }
+            for name, (tower, max_tokens) in towers.items()
+        },
+        "shared_towers": config.shared,
+        "pooling": document.pooling,
+        "normalisation": document.normalisation,
+        "activation": document.activation,
+        "dimension": document.dimension,
+        "crossings": {
+            kind: {"file": f"crossing.{kind}.onnx", "calibrated": calibrated, **twin.crossing(kind).description()}
+            for kind in config.crossings
+        },
+        "default_crossing": config.crossings[0],
+        "fingerprint": fingerprint(
+            document_onnx=files["document.onnx"]["sha256"],
+            tokenizer=files["tokenizer.json"]["sha256"],
+            max_tokens=config.document_max_tokens,
+            pooling=document.pooling,
+            normalisation=document.normalisation,
+            dimension=document.dimension,
+        ),
+        "files": files,
+        "versions": {
+            "twinbert": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    }
+
+
+def _quality(twin: TwinBert, bundle: Bundle) -> dict[str, Any]:
+    runtime = Runtime(bundle, towers=TOWERS)
+    differences = parity(twin, runtime)
+    for what, difference in differences.items():
+        if not difference <= PARITY_LIMIT:  # also where it is NaN
+            raise ExportError(
+                f"{what} of the exported graphs differ from the model's by {difference}, more than {PARITY_LIMIT}; "
+                "the weights are broken, or these versions of torch and onnxruntime do not agree"
+            )
+    return {"parity": {**differences, "limit": PARITY_LIMIT}, "encodings": encodings(runtime)}

@@ -1,0 +1,154 @@
+"""Weights in safetensors: those of a Hugging Face BERT into a tower, and those of a whole TwinBERT out and in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from twinbert.errors import BundleError, UnsupportedError
+from twinbert.model.config import Normalisation, Pooling, TowerConfig
+from twinbert.model.tower import Tower
+from twinbert.model.twin import TwinBert
+
+_T = TypeVar("_T")
+
+# Hugging Face's names → ours, without the `bert.` that checkpoints of whole tasks put in front.
+_NAMES = (
+    (r"embeddings\.word_embeddings\.weight", r"embeddings.word.weight"),
+    (r"embeddings\.position_embeddings\.weight", r"embeddings.position"),
+    (r"embeddings\.token_type_embeddings\.weight", r"embeddings.segment"),
+    (r"embeddings\.LayerNorm\.(\w+)", r"embeddings.norm.\1"),
+    (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.(\w+)", r"layers.\1.attention.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"layers.\1.attention.output.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(\w+)", r"layers.\1.attention_norm.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.up.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.down.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"layers.\1.down_norm.\2"),
+)
+# Heads of pre-training and of tasks, and a table of 0, 1, 2, … that old versions saved.
+_UNUSED = re.compile(r"(pooler|cls|classifier|qa_outputs)\.|embeddings\.position_ids$")
+# How the first BERT checkpoints called a norm's parameters.
+_OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
+
+
+def read_json(path: Path, kind: type[_T]) -> _T:
+    """A JSON file of a checkpoint, which holds a `kind`: a dict or a list.
+
+    Raises:
+        BundleError: it is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing; a BERT checkpoint needs it") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise BundleError(f"{path}: holds a {type(content).__name__}, not a {kind.__name__}")
+    return content
+
+
+def bert_config(
+    directory: Path, *, pooling: Pooling, projection: int | None = None, normalisation: Normalisation = "none"
+) -> TowerConfig:
+    """The tower that a Hugging Face BERT checkpoint fits into, from its config.json; pooling and what follows are ours.
+
+    Raises:
+        BundleError: config.json is missing or lacks a value.
+        UnsupportedError: it is another architecture.
+    """
+    path = directory / "config.json"
+    config = read_json(path, dict)
+    for name, supported in (
+        ("model_type", "bert"),
+        ("hidden_act", "gelu"),
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+    ):
+        if config.get(name, supported) != supported:
+            raise UnsupportedError(f"{path}: {name} is {config[name]!r}; only {supported!r} is supported")
+    try:
+        return TowerConfig(
+            vocabulary=config["vocab_size"],
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            feed_forward=config["intermediate_size"],
+            positions=config["max_position_embeddings"],
+            pooling=pooling,
+            projection=projection,
+            normalisation=normalisation,
+            dropout=config.get("hidden_dropout_prob", 0.1),
+            norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        )
+    except KeyError as error:
+        raise BundleError(f"{path}: has no {error}; a BERT checkpoint needs it") from None
+
+
+def load_bert(tower: Tower, path: Path) -> None:
+    """Fills a tower's encoder from model.safetensors of a Hugging Face BERT; pooling and projection stay as they are.
+
+    Raises:
+        BundleError: the file is missing or damaged, or lacks a tensor, or one has another shape.
+        UnsupportedError: the file has tensors that a BERT encoder has not.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in _read(path).items():
+        plain = name.removeprefix("bert.")
+        if _UNUSED.match(plain):
+            continue
+        for old, new in _OLD_SUFFIXES.items():
+            if plain.endswith(old):
+                plain = plain.removesuffix(old) + new
+        ours = next((re.sub(theirs, ours, plain) for theirs, ours in _NAMES if re.fullmatch(theirs, plain)), None)
+        if ours is None:
+            raise UnsupportedError(f"{path}: {name} belongs to no BERT encoder; only BERT checkpoints are supported")
+        state[ours] = tensor[0] if ours == "embeddings.segment" else tensor
+    encoder = {name for name, _ in tower.named_parameters() if not name.startswith(("pooling.", "projection."))}
+    _fill(tower, state, encoder, path)
+
+
+def save_weights(twin: TwinBert, path: Path) -> None:
+    """Writes every weight of a TwinBERT, shared ones once; equal weights give equal bytes."""
+    path.write_bytes(safetensors.torch.save({name: tensor.detach() for name, tensor in twin.named_parameters()}))
+
+
+def load_weights(twin: TwinBert, path: Path) -> None:
+    """Fills a TwinBERT with what `save_weights` wrote.
+
+    Raises:
+        BundleError: the file is missing or damaged, or is of a TwinBERT of another configuration.
+    """
+    _fill(twin, _read(path), {name for name, _ in twin.named_parameters()}, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing; weights are read from safetensors only, in one file") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path}: cannot be read as safetensors: {error}") from error
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, state: Mapping[str, Tensor], wanted: set[str], path: Path) -> None:
+    """Copies exactly the parameters `wanted`, as float32."""
+    parameters = dict(module.named_parameters())
+    missing, surplus = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or surplus:
+        problem = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which the configuration has not"
+        raise BundleError(f"{path}: {problem}; its configuration is of another model")
+    for name in wanted:
+        if parameters[name].shape != state[name].shape:
+            shapes = f"{list(state[name].shape)}, the configuration says {list(parameters[name].shape)}"
+            raise BundleError(f"{path}: {name} has shape {shapes}")
+        parameters[name].copy_(state[name])

@@ -1,0 +1,107 @@
+"""What a bundle loses against the model that it was made from, and against itself when its embeddings are stored.
+
+Shapes: Q queries, N documents or pairs, D dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from store.encoding import ENCODINGS, codec
+from twinbert.bundle import TOWERS, Tower
+from twinbert.model.twin import TwinBert
+from twinbert.runtime import Floats, Ints, Runtime
+from twinbert.samples import DOCUMENTS, QUERIES
+
+TOP = 10
+
+
+def parity(twin: TwinBert, runtime: Runtime) -> dict[str, float]:
+    """Largest absolute differences of embeddings and of scores between torch and the runtime.
+
+    Both towers read every sample text, each alone and all in one call; every crossing scores every pair.
+
+    Args:
+        twin: the model, in evaluation mode, on the CPU.
+        runtime: both towers of the bundle made from it.
+
+    Returns:
+        `embeddings` and `scores`; NaN where either side gave NaN.
+    """
+    texts = [*QUERIES, *DOCUMENTS]
+    expected = {tower: _embed(twin, runtime, tower, texts) for tower in TOWERS}
+    embeddings = []
+    for tower in TOWERS:
+        together_ND = runtime.encode(texts, tower)
+        alone_ND = np.concatenate([runtime.encode([text], tower) for text in texts])
+        embeddings += [_largest(together_ND, expected[tower]), _largest(alone_ND, expected[tower])]
+    task_N, document_N = _every_pair(len(texts), len(texts))
+    queries_QD, documents_ND = expected["query"], expected["document"][document_N]
+    scores = []
+    for kind in twin.config.crossings:
+        with torch.inference_mode():
+            expected_N = twin.crossing(kind)(*map(torch.from_numpy, (queries_QD, documents_ND, task_N))).numpy()
+        scores.append(_largest(runtime.cross(queries_QD, documents_ND, task_N, kind), expected_N))
+    return {"embeddings": _rounded(np.max(embeddings)), "scores": _rounded(np.max(scores))}
+
+
+def encodings(runtime: Runtime) -> dict[str, dict[str, float]]:
+    """What each lossy stored encoding costs the default crossing's scores of the sample texts.
+
+    Returns:
+        For each encoding the largest and the mean absolute difference of a score, and `top10_overlap`, the share of a
+        query's ten best documents that stay among its ten best (mean over the queries).
+    """
+    queries_QD = runtime.encode(QUERIES, "query")
+    documents_ND = runtime.encode(DOCUMENTS, "document")
+    task_N, document_N = _every_pair(len(QUERIES), len(DOCUMENTS))
+
+    def scores(stored_ND: Floats) -> Floats:
+        return runtime.cross(queries_QD, stored_ND[document_N], task_N).reshape(len(QUERIES), len(DOCUMENTS))
+
+    exact_QN = scores(documents_ND)
+    costs = {}
+    for name in ENCODINGS:
+        if name == "float32":
+            continue
+        stored = codec(name, runtime.bundle.dimension, fixed_step=runtime.bundle.fixed_step)
+        stored_QN = scores(stored.decode(*stored.encode(documents_ND)))
+        difference_QN = np.abs(stored_QN - exact_QN)
+        kept = [len(np.intersect1d(_best(a), _best(b))) / TOP for a, b in zip(stored_QN, exact_QN, strict=True)]
+        costs[name] = {
+            "score_largest": _rounded(difference_QN.max()),
+            "score_mean": _rounded(difference_QN.mean()),
+            "top10_overlap": round(float(np.mean(kept)), 3),
+        }
+    return costs
+
+
+@torch.inference_mode()
+def _embed(twin: TwinBert, runtime: Runtime, name: Tower, texts: list[str]) -> Floats:
+    """Embeddings [N, D] by torch, one text at a time, so that no padding is in them."""
+    tower = twin.query if name == "query" else twin.document
+    ids = [torch.from_numpy(ids_L)[None] for ids_L in runtime.tokenize(texts, name).ids]
+    embeddings_ND: Floats = torch.cat([tower(ids_1L, torch.ones_like(ids_1L)) for ids_1L in ids]).numpy()
+    return embeddings_ND
+
+
+def _every_pair(queries: int, documents: int) -> tuple[Ints, Ints]:
+    """Query and document of each of the pairs [queries × documents]."""
+    task_N, document_N = np.divmod(np.arange(queries * documents, dtype=np.int64), documents)
+    return task_N, document_N
+
+
+def _best(scores_N: Floats) -> Ints:
+    return np.argsort(-scores_N, kind="stable")[:TOP]
+
+
+def _largest(left: Floats, right: Floats) -> float:
+    return float(np.abs(left - right).max())
+
+
+def _rounded(value: float | np.floating[Any]) -> float:
+    """Two digits: the rest is the machine's, and would make every machine's bundle another model."""
+    return float(f"{value:.1e}")
