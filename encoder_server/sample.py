@@ -17,7 +17,7 @@ from twinbert.errors import MismatchError
 from twinbert.runtime import Floats, Runtime
 
 _SIZE = 64
-# Of a corpus of huge texts the sample would not fit in memory: longer ones are left out of it.
+# Of a corpus of huge texts the sample would not fit in memory: longer ones are left out, their text is "".
 _MAX_CHARACTERS = 1 << 20
 # Of which company a text is encoded in changes its embedding by 1e-7; a wrong row differs by far more than this.
 _TOLERANCE = 1e-5
@@ -38,7 +38,7 @@ class Sample:
         self._seen += len(keys)
         for place in np.flatnonzero(slots < _SIZE).tolist():
             key = keys[place]
-            if key in self._texts or len(texts[place]) > _MAX_CHARACTERS:
+            if key in self._texts:
                 continue
             if len(self._keys) < _SIZE:
                 self._keys.append(key)
@@ -46,10 +46,10 @@ class Sample:
                 slot = int(slots[place])
                 del self._texts[self._keys[slot]]
                 self._keys[slot] = key
-            self._texts[key] = texts[place]
+            self._texts[key] = ""
         last = dict(zip(keys, texts, strict=True))
         for key in self._texts.keys() & last.keys():
-            self._texts[key] = last[key]
+            self._texts[key] = last[key] if len(last[key]) <= _MAX_CHARACTERS else ""
 
     def check(self, generation: Generation, runtime: Runtime, workers: Executor) -> dict[str, Any]:
         """Compares the stored embeddings with fresh ones, each text encoded alone.
@@ -62,7 +62,7 @@ class Sample:
         Raises:
             MismatchError: a stored embedding is not the document's.
         """
-        keys = [key for key in self._keys if len(self._texts[key]) <= _MAX_CHARACTERS]
+        keys = [key for key in self._keys if self._texts[key]]
         if not keys:
             return {"sample": 0}
         texts = [self._texts[key] for key in keys]
