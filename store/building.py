@@ -97,7 +97,7 @@ class Building:
         if scales_N is not None:
             entries["scale"] = scales_N
         with reporting_full_disk(self.path, rows_ND.nbytes):
-            self._vectors.write(np.ascontiguousarray(rows_ND).data.cast("B"))
+            self._vectors.write(np.ascontiguousarray(rows_ND).data)
         self._pending.append(entries)
         self.rows += len(rows_ND)
         overdue = time.monotonic() - self._synced_at > _SYNC_SECONDS

@@ -5,11 +5,12 @@ Shapes: N documents of a batch, n documents of the whole refresh.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class Batch:
 
     Attributes:
         ids: strings, or integers from 0 to 2^64 - 1, as the store's id type says.
-        digests: 16 bytes each: `store.writer.digest` of the text.
+        digests: 16 bytes each: `store.writer.digests` of the text.
         times: i64 [N], source time in milliseconds since the Unix epoch.
         positions: i64 [N], place in the input; of two documents with one id the later place wins.
     """
@@ -83,8 +84,9 @@ class Documents:
         """
         if self._id_type == "integer":
             try:
-                ids = np.array(batch.ids, dtype=U64)
-            except (ValueError, TypeError, OverflowError) as error:
+                # By way of an array: numpy would turn text and fractions into integers.
+                ids = np.array(array("Q", cast("Sequence[int]", batch.ids)), dtype=U64)
+            except (TypeError, OverflowError) as error:
                 raise IdTypeError(f"this store's ids are integers from 0 to 2^64 - 1: {error}") from error
         else:
             try:
@@ -107,7 +109,7 @@ class Documents:
         """
         with reporting_full_disk(self._path.parent, 0):
             self._spool.flush()
-        if not self._columns["rows"]:
+        if not any(map(len, self._columns["rows"])):
             raise EmptyGenerationError("the refresh has no documents, so there is nothing to publish")
         columns = {name: np.concatenate(chunks) for name, chunks in self._columns.items()}
         ids = _spooled_ids(self._path, columns["ids"]) if self._id_type == "string" else Ids(numbers=columns["ids"])
@@ -119,9 +121,7 @@ class Documents:
                 break
         else:
             raise StoreError(f"two ids shared a key under each of {_MAX_SEEDS} seeds, which chance does not explain")
-        last = np.delete(
-            order, repeated
-        )  # a stable sort by position: the last of each key is not followed by its equal
+        last = np.delete(order, repeated)  # in order of position, the last of each key is not followed by its equal
         last = last[np.argsort(columns["rows"][last], kind="stable")]
         return Resolved(
             seed=seed,

@@ -1,0 +1,140 @@
+"""The documents of a refresh: which ids a store takes, and which document an id stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from store_cases import Document, batch_of, documents, embeddings, holds, read, refresh, writer
+
+from store.errors import EmptyGenerationError, IdTypeError, NoGenerationError, StoreError
+from store.format import U64
+from store.maintenance import verify
+from store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store that does not exist yet."""
+    return Store(tmp_path / "store")
+
+
+def weak_until(seed: int) -> Any:
+    """xxhash, but under seeds below `seed` ids of one length share a key."""
+
+    def xxh3_64_intdigest(content: bytes, under: int) -> int:
+        return xxhash.xxh3_64_intdigest(content, under) if under >= seed else len(content)
+
+    return SimpleNamespace(xxh3_64_intdigest=xxh3_64_intdigest)
+
+
+def test_two_ids_with_one_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When two ids share a key, the refresh takes the next seed, says so in the manifest, and both are found."""
+    monkeypatch.setattr("store.keys.xxhash", weak_until(3))
+    chosen = documents(9)
+    refresh(store, chosen)
+    assert store.manifest(store.current()).seed == 3
+    assert holds(store, chosen)
+    assert [problem for _, problem in verify(store)] == [None, None]
+
+
+def test_the_seed_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next refresh begins with the seed of the generation that it follows."""
+    with monkeypatch.context() as patched:
+        patched.setattr("store.keys.xxhash", weak_until(2))
+        refresh(store, documents(9))
+    refresh(store, documents(3))
+    assert store.manifest(store.current()).seed == 2
+    assert holds(store, documents(3))
+
+
+def test_a_repeated_id_is_no_collision(store: Store) -> None:
+    """An id that comes again has its own key again, which is no reason to change the seed; the last one wins."""
+    chosen = documents(5)
+    done = refresh(store, [*chosen, Document("document-2", "changed"), Document("document-2", "changed again")])
+    assert done.duplicates == 2
+    assert store.manifest(store.current()).seed == 0
+    chosen[2] = Document("document-2", "changed again")
+    assert holds(store, chosen)
+
+
+def test_no_seed_helps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hash under which ids share keys whatever the seed is reported, and nothing is published."""
+    monkeypatch.setattr("store.keys.xxhash", weak_until(1_000))
+    with pytest.raises(StoreError, match="16 seeds"):
+        refresh(store, documents(9))
+    with pytest.raises(NoGenerationError):
+        store.current()
+
+
+@pytest.mark.parametrize(
+    ("id_type", "bad"),
+    [
+        ("string", ""),
+        ("string", "x" * 512),
+        ("string", "é" * 256),
+        ("string", "\ud800"),
+        ("string", b"bytes"),
+        ("string", 5),
+        ("string", None),
+        ("integer", "5"),
+        ("integer", "five"),
+        ("integer", 1.0),
+        ("integer", -1),
+        ("integer", 2**64),
+        ("integer", None),
+    ],
+)
+def test_a_bad_id_is_refused(store: Store, id_type: str, bad: Any) -> None:
+    """An id that is not of the store's type, or too long, is refused and not turned into another one."""
+    batch = batch_of([Document("good" if id_type == "string" else 7, "a"), Document(bad, "b")])
+    with writer(store, id_type=id_type) as into, pytest.raises(IdTypeError):
+        into.add(batch, embeddings(["a", "b"]))
+
+
+def test_the_longest_and_shortest_ids(store: Store) -> None:
+    """Ids from 1 to 511 bytes of UTF-8 are stored and found, however they differ."""
+    ids = ["a", "A", "\x00", "x" * 511, "x" * 510, "é" * 255, "\U0001f600" * 127, "e\u0301", "é"]
+    refresh(store, [Document(id_, f"text of {i}") for i, id_ in enumerate(ids)])
+    np.testing.assert_array_equal(read(store, ids), embeddings([f"text of {i}" for i in range(len(ids))]))
+
+
+def test_integers_of_all_64_bits(store: Store) -> None:
+    """Integer ids over the whole of 0 to 2^64 - 1 come back as they were given."""
+    numbers = [0, 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
+    refresh(store, [Document(number, f"text {number}") for number in numbers], id_type="integer")
+    found = read(store, np.array(numbers, U64))
+    np.testing.assert_array_equal(found, embeddings([f"text {number}" for number in numbers]))
+    generation = store.open(store.current())
+    assert sorted(generation.ids(np.arange(len(numbers)))) == numbers
+    generation.close()
+
+
+@pytest.mark.parametrize("id_type", ["string", "integer"])
+def test_asking_with_the_other_type(store: Store, id_type: str) -> None:
+    """Readers that ask with ids of the other type are told so, not that the documents are not there."""
+    refresh(store, [Document("5" if id_type == "string" else 5, "text")], id_type=id_type)
+    generation = store.open(store.current())
+    with pytest.raises(IdTypeError, match=id_type):
+        generation.locate(np.array([5], U64) if id_type == "string" else ["5"])
+    generation.close()
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_nothing_to_publish(store: Store, batches: int) -> None:
+    """A refresh without documents publishes nothing, even when it was given batches of none."""
+    refresh(store, documents(3))
+    before = store.current()
+    empty = batch_of([])
+    with writer(store) as into:
+        for _ in range(batches):
+            assert not into.add_known(empty).any()
+            into.add(empty, embeddings([]))
+        with pytest.raises(EmptyGenerationError), into.seal():
+            pass
+    assert store.current() == before
+    assert holds(store, documents(3))
