@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -19,7 +17,7 @@ from encoder_server.documents import Document, Rejection
 from encoder_server.refresh import Progress, Refresh
 from store.errors import EmptyGenerationError, IdTypeError, StoreLockedError
 from store.store import Store
-from twinbert.bundle import BUNDLE_JSON, Bundle, fingerprint, to_json
+from twinbert.bundle import Bundle
 from twinbert.errors import MismatchError
 from twinbert.runtime import Runtime
 
@@ -167,6 +165,15 @@ def test_integer_ids(store: Store, runtime: Runtime) -> None:
         pass
 
 
+def test_the_fixed_step_of_a_tanh_tower(store: Store, other_bundle: Path) -> None:
+    """A tower that ends in tanh is stored as uint8 with the step 2/255, which costs at most 1/255 a value."""
+    tanh = Runtime(Bundle.open(other_bundle), towers=("query", "document"))
+    refreshed(store, tanh, corpus(100), encoding="uint8")
+    manifest = store.manifest(store.current())
+    assert manifest.fixed_step
+    assert 1e-4 < manifest.quality["max_embedding_difference"] <= 1 / 255
+
+
 @pytest.mark.parametrize("encoding", ["float32", "float16", "uint8"])
 def test_what_an_encoding_costs_is_recorded(store: Store, runtime: Runtime, encoding: str) -> None:
     """The manifest says by how much embeddings and scores of a sample differ; the next refresh keeps the encoding."""
@@ -190,28 +197,10 @@ def test_another_encoding_is_encoded_again_and_said(store: Store, runtime: Runti
     assert "is stored as float32, this one as float16" in " ".join(refresh.notices)
 
 
-def reading_less(bundle: Path, folder: Path) -> Bundle:
-    """The bundle with a document tower that reads fewer tokens, and so with another fingerprint."""
-    shutil.copytree(bundle, folder)
-    configuration = json.loads((folder / BUNDLE_JSON).read_bytes())
-    tower, files = configuration["towers"]["document"], configuration["files"]
-    tower["max_tokens"] = 8
-    configuration["fingerprint"] = fingerprint(
-        document_onnx=files[tower["file"]]["sha256"],
-        tokenizer=files[configuration["tokenizer"]["file"]]["sha256"],
-        max_tokens=8,
-        **{name: configuration[name] for name in ("pooling", "normalisation", "dimension")},
-    )
-    (folder / BUNDLE_JSON).write_bytes(to_json(configuration))
-    return Bundle.open(folder)
-
-
-def test_another_fingerprint_is_encoded_again_and_said(
-    store: Store, runtime: Runtime, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_another_fingerprint_is_encoded_again_and_said(store: Store, runtime: Runtime, other_bundle: Path) -> None:
     """With another document tower nothing is reused and both fingerprints are named; what it cuts is counted."""
     refreshed(store, runtime, corpus(20))
-    other = reading_less(tiny_bundle, tmp_path / "bundle")
+    other = Bundle.open(other_bundle)
     documents = [Document("long", " ".join(WORDS), None), Document("short", "red", None)]
     with Refresh(store, Runtime(other, towers=("query", "document"))) as refresh:
         refresh.add(documents)
