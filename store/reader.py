@@ -43,7 +43,7 @@ class SegmentPool:
         self._folder = store / SEGMENTS
         self._lock = threading.Lock()
         self._open: dict[str, tuple[Segment, int]] = {}
-        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[SegmentEntry, tuple[int, int, int] | None] = {}
 
     def acquire(self, entry: SegmentEntry, codec: Codec, id_type: IdType) -> Segment:
         """Opens a segment, or counts one more user of it.
@@ -56,9 +56,9 @@ class SegmentPool:
         with self._lock:
             segment, users = self._open.get(entry.id, (None, 0))
             if segment is None:
-                if entry.id not in self._verified or self._verified[entry.id] != _identity(path):
+                if entry not in self._verified or self._verified[entry] != _identity(path):
                     entry.file.check(path)
-                    self._verified[entry.id] = _identity(path)
+                    self._verified[entry] = _identity(path)
                 segment = Segment(directory, entry, codec, id_type)
             self._open[entry.id] = segment, users + 1
             return segment
@@ -74,8 +74,11 @@ class SegmentPool:
                 segment.close()
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -131,7 +131,7 @@ class Segment:
             self._env = lmdb.open(
                 str(directory), readonly=True, lock=False, max_dbs=3, map_size=path.stat().st_size, readahead=False
             )
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise CorruptError(f"{path} cannot be opened: {error}") from error
         try:
             self._transaction = self._env.begin(buffers=True)
