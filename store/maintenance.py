@@ -72,7 +72,7 @@ def verify(store: Store, name: str | None = None) -> Iterator[tuple[str, StoreEr
     """
     if name is None:
         yield "CURRENT", _problem(lambda: store.manifest(store.current()))
-    sound: set[str] = set()  # segments: generations share them
+    sound: set[object] = set()  # segments as generations describe them: generations share them
     for generation in store.generations() if name is None else [name]:
         yield generation, _problem(partial(_verify_generation, store, generation, sound))
 
@@ -85,17 +85,18 @@ def _problem(check: Callable[[], object]) -> StoreError | None:
     return None
 
 
-def _verify_generation(store: Store, name: str, sound: set[str]) -> None:
+def _verify_generation(store: Store, name: str, sound: set[object]) -> None:
     manifest = store.manifest(name)
+    rows = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
     for entry in manifest.segments:
-        if entry.id in sound:
+        described = (entry, type(rows), rows.dimension, manifest.id_type, manifest.seed)
+        if described in sound:
             continue
         directory = store.path / SEGMENTS / entry.id
         entry.file.check(directory / DATA, thorough=True)
-        rows = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
         with contextlib.closing(Segment(directory, entry, rows, manifest.id_type)) as segment:
             _verify_index(segment, manifest, directory)
-        sound.add(entry.id)
+        sound.add(described)
 
 
 def _verify_index(segment: Segment, manifest: Manifest, directory: Path) -> None:

@@ -83,7 +83,7 @@ def read_manifest(store: Path, name: str) -> Manifest:
         if fields["format"] > FORMAT:
             raise FormatError(f"{path} has format {fields['format']}, this version reads {FORMAT}; update twinbert")
         manifest = _parse(fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{path} is not a manifest: {error!r}") from error
     if name != manifest.name:
         raise CorruptError(f"{path} is not a manifest of this format: written again it would be {manifest.name}")
@@ -104,17 +104,34 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     manifest = Manifest(segments=segments, **fields)
     if len(segments) != 1 or segments[0].deleted:
         raise FormatError("the generation has delta segments, which this version does not read; update twinbert")
-    # What is used as a path, or sizes an allocation, is checked; a manifest that lies otherwise fails to open.
-    sound = (
-        all(SEGMENT_ID.fullmatch(segment.id) for segment in segments)
+    if not _is_sound(manifest):
+        raise ValueError("a field is of another type, or out of range")
+    return manifest
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Whether the fields are of their types, and those that name files or size arrays within bounds.
+
+    What a sound manifest says of its segments may still be wrong; then they fail to open.
+    """
+    texts = [manifest.id_type, manifest.fingerprint, manifest.model, manifest.encoding, manifest.writer]
+    numbers = [manifest.number, manifest.seed, manifest.dimension, manifest.created_ms, manifest.watermark_ms]
+    for segment in manifest.segments:
+        texts += [segment.id, segment.file.xxh3_128, segment.file.sha256]
+        numbers.append(segment.file.size)
+    return (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in numbers)
+        and type(manifest.fixed_step) is bool
+        and type(manifest.quality) is dict
+        and (manifest.parent is None or GENERATION_NAME.fullmatch(manifest.parent) is not None)
+        and all(SEGMENT_ID.fullmatch(segment.id) for segment in manifest.segments)
         and manifest.encoding in ENCODINGS
         and manifest.id_type in ID_TYPES
+        and 0 <= manifest.seed < 1 << 64
         and 0 < manifest.dimension <= 1 << 16
-        and manifest.documents == sum(segment.documents for segment in segments) > 0
+        and manifest.documents == sum(segment.documents for segment in manifest.segments) > 0
     )
-    if not sound:
-        raise ValueError("a field is out of range")
-    return manifest
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
