@@ -87,6 +87,7 @@ def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "q", "a", "--address", "nowhere"], "address 'nowhere': expected HOST:PORT.*"),
         (["score", "--tasks", "/no/such/file", "--strings"], ".*'/no/such/file'"),
         (["bundle", "show", "/no/such/bundle"], "/no/such/bundle: does not exist.*"),
+        (["store", "list", "--store", "/no/such/store"], ".*/no/such/store.*"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -127,42 +128,33 @@ def test_asking_a_scorer_imports_nothing_heavy(arguments: list[str]) -> None:
     assert ran.stdout.splitlines()[-1] == "0 []", ran.stderr
 
 
-def test_an_error_of_the_store_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The store's tree of errors is bad input too, and white space in a message does not break its line."""
-    from store.errors import StoreNotFoundError
-
-    def fail(*_: object) -> None:
-        raise StoreNotFoundError("/s:\n  no store here")
-
-    monkeypatch.setattr("twinbert.cli._run", fail)
-    assert main([]) == 2
-    assert capsys.readouterr().err == "twinbert: /s: no store here\n"
-
-
-@pytest.mark.parametrize(("module", "extra"), [("onnxruntime", "serve"), ("torch", "train")])
-def test_a_missing_extra_is_named(
-    module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where a library of an extra is absent, the line says what to install."""
-
-    def need(*_: object) -> None:
-        monkeypatch.setitem(sys.modules, module, None)
-        __import__(module)
-
-    monkeypatch.setattr("twinbert.cli._run", need)
-    assert main([]) == 2
-    assert capsys.readouterr().err == f"twinbert: this needs {module}: pip install 'twinbert[{extra}]'\n"
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("lmdb", "serve", ["serve", "--bundle", "b", "--store", "s"]),
+        ("onnxruntime", "serve", ["encoder", "--bundle", "b", "--store", "s"]),
+        ("onnxruntime", "serve", ["refresh", "--bundle", "b", "--store", "s", "--documents", "d"]),
+        ("torch", "train", ["bundle", "import", "x", "--output", "y"]),
+    ],
+    ids=["serve", "encoder", "refresh", "import"],
+)
+def test_a_missing_extra_is_named(module: str, extra: str, arguments: list[str]) -> None:
+    """Where a library of an extra is absent, the one line says what to install."""
+    ran = python(
+        f"import sys; sys.modules[{module!r}] = None; from twinbert.cli import main; sys.exit(main({arguments}))"
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == f"twinbert: this needs {module}: pip install 'twinbert[{extra}]'\n"
 
 
-def test_a_missing_module_of_no_extra_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_no_extra_is_a_bug() -> None:
     """An ImportError that no extra mends keeps its trace."""
-
-    def need(*_: object) -> None:
-        __import__("no_such_module")
-
-    monkeypatch.setattr("twinbert.cli._run", need)
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        main([])
+    ran = python(
+        "import sys; sys.modules['twinbert.importing'] = None;"
+        "from twinbert.cli import main; sys.exit(main(['bundle', 'import', 'x', '-o', 'y']))"
+    )
+    assert ran.returncode == 1
+    assert "Traceback" in ran.stderr
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
