@@ -46,6 +46,8 @@ METRICS = (
     "twinbert_documents",
     "twinbert_generation_info",
     "twinbert_generation_age_seconds",
+    "twinbert_encoder_last_publish_timestamp_seconds",
+    "twinbert_encoder_generation_info",
 )
 
 _START_SECONDS = 60
@@ -86,10 +88,10 @@ def main() -> None:
 
         _heading("Retrieve: the best of the whole corpus")
         for question in QUESTIONS:
-            _twinbert("retrieve", "--address", scorer["address"], question, "-k", "4")
+            _twinbert("retrieve", "--address", scorer["address"], question, "-k", "4", tables=True)
 
         _heading("Score: given candidates, one of which does not exist")
-        _twinbert("score", "--address", scorer["address"], "read a csv file", *CANDIDATES)
+        _twinbert("score", "--address", scorer["address"], "read a csv file", *CANDIDATES, tables=True)
 
         _heading("What Prometheus sees")
         for server in (scorer, encoder):
@@ -140,7 +142,7 @@ def _show_metrics(port: int) -> None:
     with urllib.request.urlopen(url, timeout=10) as response:
         lines = response.read().decode().splitlines()
     for line in lines:
-        if line.startswith((*METRICS, "twinbert_encoder")) and not line.endswith(" 0.0") and "_bucket" not in line:
+        if line.startswith(METRICS) and not line.endswith(" 0.0") and "_bucket" not in line:
             _say(f"  {line}")
 
 
@@ -155,10 +157,12 @@ def _explain(scorer: dict[str, Any], encoder: dict[str, Any]) -> None:
     _say(f"stop them with: kill {scorer['pid']} {encoder['pid']}")
 
 
-def _twinbert(*words: str) -> None:
+def _twinbert(*words: str, tables: bool = False) -> None:
+    """Runs a command and shows it; with `tables` it prints for a reader also where that is not a terminal."""
     shown = [_shown(Path(word)) if word.startswith(str(ROOT)) else word for word in words]
     _say(f"\n$ twinbert {shlex.join(shown)}")
-    code = subprocess.run([COMMAND, *words], check=False).returncode
+    as_terminal = {"TTY_COMPATIBLE": "1", "TERM": "dumb"} if tables and not sys.stdout.isatty() else {}
+    code = subprocess.run([COMMAND, *words], env=os.environ | as_terminal, check=False).returncode
     if code:
         raise SystemExit(f"twinbert {words[0]} failed with exit code {code}")
 

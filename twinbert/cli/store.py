@@ -30,7 +30,7 @@ def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([_as_dict(one) for one in listed], indent=1))
     else:
-        _print_table(listed)
+        _print_list(listed)
 
 
 @app.command()
@@ -122,29 +122,23 @@ def _as_dict(one: Listed) -> dict[str, object]:
     return described
 
 
-def _print_table(listed: list[Listed]) -> None:
+def _print_list(listed: list[Listed]) -> None:
+    from twinbert.cli.tables import on_terminal, print_lines, print_table
+
+    columns = ("", "generation", "published (UTC)", "documents", "encoding", "MB", "model", "fingerprint")
+    rows = [_row(one) for one in listed]
+    if on_terminal():
+        print_table(columns, rows, right=("documents", "MB"))
+    else:
+        print_lines([("current", *columns[1:]), *rows])
+
+
+def _row(one: Listed) -> tuple[str, ...]:
     from datetime import UTC, datetime
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("", "generation", "published (UTC)", "documents", "encoding", "MB", "model", "fingerprint"):
-        table.add_column(heading, justify="right" if heading in ("documents", "MB") else "left", no_wrap=True)
-    for one in listed:
-        mark, manifest = ("→" if one.current else ""), one.manifest
-        if manifest is None:
-            table.add_row(mark, one.name, f"damaged: {one.problem}")
-            continue
-        table.add_row(
-            mark,
-            one.name,
-            datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            f"{manifest.documents:,}",
-            manifest.encoding,
-            f"{one.size / 1e6:,.1f}",
-            manifest.model[:12],
-            manifest.fingerprint[:12],
-        )
-    Console().print(table)
+    mark, manifest = ("→" if one.current else ""), one.manifest
+    if manifest is None:
+        return mark, one.name, f"damaged: {one.problem}", "", "", "", "", ""
+    published = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    sizes = f"{manifest.documents:,}", manifest.encoding, f"{one.size / 1e6:,.1f}"
+    return mark, one.name, published, *sizes, manifest.model[:8], manifest.fingerprint[:8]
