@@ -66,8 +66,8 @@ class Sample:
         if not keys:
             return {"sample": 0}
         texts = [self._texts[key] for key in keys]
+        queries = workers.submit(runtime.encode, texts, "query")
         exact_nD = np.concatenate(list(workers.map(lambda text: runtime.encode([text], "document"), texts)))
-        queries_nD = np.concatenate(list(workers.map(lambda text: runtime.encode([text], "query"), texts)))
         stored_nD = _stored(generation, keys)
         differences_nD = np.abs(stored_nD - exact_nD)
         excess_n = (differences_nD - _stated_error(generation.codec, exact_nD)).max(axis=1)
@@ -80,7 +80,9 @@ class Sample:
                 "comes from a machine whose engine computes otherwise: remove the store's building folder and refresh "
                 "again, and if this comes back refresh into a new store"
             )
-        scores = np.abs(_all_scores(runtime, queries_nD, stored_nD) - _all_scores(runtime, queries_nD, exact_nD))
+        scores = np.abs(
+            _all_scores(runtime, queries.result(), stored_nD) - _all_scores(runtime, queries.result(), exact_nD)
+        )
         return {
             "sample": len(keys),
             "max_embedding_difference": _rounded(differences_nD.max()),
