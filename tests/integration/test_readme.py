@@ -1,0 +1,67 @@
+"""The README's commands, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Waits, after a command that was put into the background, until its port answers.
+WAIT = "for try in $(seq 300); do (: < /dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 0.2; done"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
+    """Every `sh` and `python` block, in order, as one script in an empty folder, on free ports."""
+    ports = {port: str(free_port()) for port in ("50051", "50052", "9101", "9102")}
+    lines = ["set -euo pipefail", "trap 'kill $(jobs -p)' EXIT"]
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M):
+        for port, free in ports.items():
+            block = block.replace(port, free)  # noqa: PLW2901
+        if language == "python":
+            (tmp_path / "ask.py").write_text(block)
+            lines.append("python ask.py")
+            continue
+        for line in block.splitlines():
+            if line.startswith("pip install"):
+                continue  # made by `make setup`; the suite needs no network
+            lines.append(line)
+            if line.endswith(" &"):
+                lines.append(WAIT.format(port=ports["50052" if "encoder" in line else "50051"]))
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TWINBERT_ADDRESS": f"127.0.0.1:{ports['50051']}",
+        "TWINBERT_METRICS_PORT": ports["9101"],
+    }
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in (
+        "fingerprint",
+        "sku-1",
+        "not found",
+        '"sku-2"',
+        "twinbert_rpc_duration_seconds_bucket",
+        "OK",
+        "[1 1 2]",
+    ):
+        assert said in done.stdout, said
+    assert "sku-4" in (tmp_path / "rejected.jsonl").read_text()
+    assert (tmp_path / "replica" / "CURRENT").read_text() == (tmp_path / "store" / "CURRENT").read_text()
