@@ -6,15 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from twinbert.bundle import TOWERS, Bundle
 from twinbert.errors import BundleError, UnsupportedError
-from twinbert.model.config import Normalisation, Pooling, TowerConfig
+from twinbert.model.config import CrossingKind, Normalisation, Pooling, TowerConfig, TwinConfig
 from twinbert.model.tower import Tower
 from twinbert.model.twin import TwinBert
 
@@ -140,6 +141,29 @@ def load_weights(twin: TwinBert, path: Path) -> None:
         BundleError: the file is missing or damaged, or is of a TwinBERT of another configuration.
     """
     _fill(twin, _read(path), {name for name, _ in twin.named_parameters()}, path)
+
+
+def open_twin(bundle: Bundle) -> TwinBert:
+    """The model that a bundle was made from: what training goes on with.
+
+    Raises:
+        BundleError: the bundle comes without model.safetensors, or it does not fit.
+    """
+    stated = bundle.configuration
+    query, document = (TowerConfig(**stated["towers"][tower]["architecture"]) for tower in TOWERS)
+    kinds = sorted(bundle.crossings, key=lambda kind: kind != bundle.default_crossing)
+    twin = TwinBert(
+        TwinConfig(
+            query=query,
+            document=document,
+            query_max_tokens=bundle.max_tokens("query"),
+            document_max_tokens=bundle.max_tokens("document"),
+            shared=stated["shared_towers"],
+            crossings=tuple(cast(CrossingKind, kind) for kind in kinds),
+        )
+    )
+    load_weights(twin, bundle.file("model.safetensors"))
+    return twin
 
 
 def _read(path: Path) -> dict[str, Tensor]:
