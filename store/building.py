@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.encoding import Codec, Floats, Rows
-from store.files import reporting_full_disk, sync_directory
+from store.files import abandon, reporting_full_disk, sync_directory
 from store.format import BUILDING, DIGEST, F32, MAX_ROWS
 
 Digests = npt.NDArray[np.void]
@@ -67,12 +67,13 @@ class Building:
     def __init__(self, store: Path, codec: Codec, fingerprint: str) -> None:
         identity = [fingerprint, codec.name, codec.fixed_step, codec.dimension]
         self.path = store / BUILDING / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        self.path.mkdir(parents=True, exist_ok=True)
-        sync_directory(self.path.parent)
         self._codec = codec
         vectors, entries = self.path / "vectors.bin", self.path / "entries.bin"
-        for path in (vectors, entries):
-            path.touch()
+        with reporting_full_disk(store, 1 << 16):
+            self.path.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.path.parent)
+            for path in (vectors, entries):
+                path.touch()
         rows = min(vectors.stat().st_size // codec.row_bytes, entries.stat().st_size // ENTRY.itemsize)
         os.truncate(vectors, rows * codec.row_bytes)
         os.truncate(entries, rows * ENTRY.itemsize)
@@ -96,8 +97,12 @@ class Building:
         entries["digest"] = digests_N
         if scales_N is not None:
             entries["scale"] = scales_N
-        with reporting_full_disk(self.path, rows_ND.nbytes):
-            self._vectors.write(np.ascontiguousarray(rows_ND).data)
+        try:
+            with reporting_full_disk(self.path, rows_ND.nbytes):
+                self._vectors.write(np.ascontiguousarray(rows_ND).data)
+        except BaseException:
+            abandon(self._vectors)  # nothing may follow what is perhaps half a row
+            raise
         self._pending.append(entries)
         self.rows += len(rows_ND)
         overdue = time.monotonic() - self._synced_at > _SYNC_SECONDS
@@ -127,12 +132,8 @@ class Building:
 
     def close(self) -> None:
         """Leaves the folder for the next run; what was not synced yet is not vouched for."""
-        for file in (self._vectors, self._entries):
-            # On a full disk flushing fails again, and what it would write is not needed.
-            try:
-                file.close()
-            except OSError:
-                file.raw.close()
+        abandon(self._vectors)
+        abandon(self._entries)
 
     def remove(self) -> None:
         """Closes the folder and deletes it."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.errors import EmptyGenerationError, IdTypeError, StoreError
-from store.files import reporting_full_disk
+from store.files import abandon, reporting_full_disk
 from store.format import I64, MAX_ID_BYTES, U64
 from store.keys import Keys, bytes_keys, integer_keys
 from store.manifest import IdType
@@ -134,7 +134,7 @@ class Documents:
 
     def close(self) -> None:
         """Closes the spool."""
-        self._spool.close()
+        abandon(self._spool)
 
 
 def _spooled_ids(path: Path, lengths: npt.NDArray[np.uint64]) -> Ids:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
@@ -106,6 +107,12 @@ def _xxh3_128(path: Path) -> str:
     return quick.hexdigest()
 
 
+def abandon(file: BinaryIO) -> None:
+    """Closes a file without need of what is still to be written: on a full disk, writing it fails again."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
 @contextlib.contextmanager
 def reporting_full_disk(path: Path, needed: int) -> Iterator[None]:
     """Turns "no space left" into an error that says how much is needed, in bytes, at `path`."""
@@ -143,7 +150,9 @@ def locked(store: Path, purpose: str) -> Iterator[None]:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+        # Who holds it is only told to others. On a full disk a collection has to run all the same.
+        with contextlib.suppress(OSError):
+            os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         yield
         os.ftruncate(descriptor, 0)
     finally:

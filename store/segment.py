@@ -89,6 +89,12 @@ def write_segment(directory: Path, vectors_nD: Rows, columns: Columns, *, part_b
     size = (pages + 64) * fmt.PAGE  # 64: meta pages, tree roots and the list of free pages
     path = directory / fmt.DATA
     with reporting_full_disk(directory, size):
+        with path.open("wb") as file:
+            # Where no file may be this large, or not even LMDB's meta pages have room, this fails with an error number,
+            # which LMDB's own errors lack.
+            file.truncate(size)
+            os.posix_fallocate(file.fileno(), 0, 2 * fmt.PAGE)
+            file.truncate(0)  # LMDB takes an empty file for a new environment
         env = lmdb.open(str(directory), map_size=size, max_dbs=len(databases), writemap=True, lock=False, sync=False)
         try:
             with path.open("r+b") as file:

@@ -164,8 +164,9 @@ class Writer:
         resolved = self._documents.resolve()
         self.duplicates = resolved.duplicates
         segment_id = uuid.uuid4().hex
-        file = self._write_segment(segment_id, resolved)
         documents = len(resolved.rows)
+        with reporting_full_disk(self._store, documents * self._codec.row_bytes):
+            file = self._write_segment(segment_id, resolved)
         numbers = [generation_number(name) for name in generation_names(self._store)]
         self._template = dataclasses.replace(
             self._template,
@@ -198,8 +199,8 @@ class Writer:
     def _write_segment(self, segment_id: str, resolved: Resolved) -> FileEntry:
         draft, final = self._building.path / "segment", self._store / SEGMENTS / segment_id
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
         try:
+            draft.mkdir()
             entries = self._building.entries()[resolved.rows]
             columns = Columns(
                 keys=resolved.keys,
@@ -226,7 +227,7 @@ class Writer:
         if np.array_equal(rows_n, np.arange(n)):
             return vectors[:n]
         path = self._building.path / "ordered.bin"
-        with reporting_full_disk(path.parent, n * self._codec.row_bytes), path.open("wb") as file:
+        with path.open("wb") as file:
             for start in range(0, n, _GATHER_ROWS):
                 file.write(vectors[rows_n[start : start + _GATHER_ROWS]].data.cast("B"))
         return np.memmap(path, self._codec.dtype, "r", shape=(n, self._codec.dimension))

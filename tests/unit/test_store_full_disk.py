@@ -1,0 +1,162 @@
+"""A disk that fills up at any moment of a refresh: an error that says so, the old generation, a next run that works.
+
+The refreshes run in a process of their own, which a write through a map without space behind it would kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from store_cases import Document, batch_of, documents, embeddings, holds, refresh, writer
+
+from store.errors import StoreError, StoreFullError
+from store.format import BUILDING, SEGMENTS
+from store.maintenance import copy, gc, verify
+from store.store import Store
+
+OLD, NEW = documents(40), documents(150, text="new")
+
+
+def in_process(function: Callable[[Path], object], folder: Path, *prefix: str) -> list[list[object]]:
+    """What `function` prints, a line of JSON each, when a process of its own calls it with the folder."""
+    code = f"import sys, pathlib, {__name__} as here; here.{function.__name__}(pathlib.Path(sys.argv[1]))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": f"{root}:{Path(__file__).parent}"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def attempt(store: Store, chosen: list[Document], order: Iterable[int] = ()) -> str:
+    """How a refresh ends: "published", or the error's type and the words that it must have."""
+    try:
+        refresh(store, chosen, order=list(order))
+    except StoreFullError as error:
+        return "full" if "bytes are needed" in str(error) and "run again" in str(error) else str(error)
+    except (StoreError, OSError) as error:
+        return repr(error)
+    return "published"
+
+
+def drafts(store: Store) -> list[str]:
+    """What a refresh that failed while sealing must not leave."""
+    return [path.name for path in (store.path / BUILDING).rglob("*") if path.name in ("segment", "ordered.bin")]
+
+
+def report(*values: object) -> None:
+    """Prints a line for the process that waits for it."""
+    sys.stdout.write(json.dumps(values) + "\n")
+
+
+def files_that_cannot_grow(folder: Path) -> None:
+    """Refreshes under ever larger limits on the size of a file."""
+    store = Store(folder)
+    refresh(store, OLD)
+    for limit in (0, 20, 1 << 10, 4 << 10, 9 << 10, 10 << 10, 16 << 10, 64 << 10, 256 << 10, 300 << 10):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        outcome = attempt(store, NEW)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        report(outcome, holds(store, OLD), drafts(store))
+    report(attempt(store, NEW), holds(store, NEW), drafts(store))
+
+
+def test_files_that_cannot_grow(tmp_path: Path) -> None:
+    """Whichever file hits a limit, the refresh fails with the bytes that it needs, the old generation stays current and
+    readable, no draft is left, and the next run succeeds.
+    """
+    *failed, last = in_process(files_that_cannot_grow, tmp_path)
+    assert failed == [["full", True, []]] * 10
+    assert last == ["published", True, []]
+
+
+def a_disk_that_is_full(folder: Path) -> None:
+    """Refreshes and collects on a small file system with ever more room."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], check=True)
+    store, ballast = Store(folder / "store"), folder / "ballast"
+    refresh(store, OLD)
+    before = store.current()
+    for room in range(0, 600 << 10, 4 << 10):
+        disk = os.statvfs(folder)
+        ballast.write_bytes(bytes(max(0, disk.f_bavail * disk.f_bsize - room)))
+        # Every other time in another order than that of the build, which needs space for the rows once more.
+        outcome = attempt(store, NEW, range(len(NEW))[:: 1 if room % (8 << 10) else -1])
+        if outcome == "published":
+            break
+        gc(store, keep=1)
+        report(outcome, store.current() == before and holds(store, OLD), drafts(store))
+        ballast.unlink()
+        for build in (store.path / BUILDING).iterdir():  # so that each run needs as much room as the first
+            shutil.rmtree(build)
+    report(outcome, holds(store, NEW), [str(problem) for _, problem in verify(store) if problem is not None])
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Wherever a disk runs full, in steps of a page, the refresh fails as it should, and a collection still runs."""
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let its users mount file systems")
+    *failed, last = in_process(a_disk_that_is_full, tmp_path, *unshare)
+    assert len(failed) > 50
+    assert failed == [["full", True, []]] * len(failed)
+    assert last == ["published", True, []]
+
+
+def a_copy_without_room(folder: Path) -> None:
+    """Copies under a limit on the size of a file, then without."""
+    store, there = Store(folder / "store"), Store(folder / "there")
+    refresh(store, NEW)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, resource.RLIM_INFINITY))
+    try:
+        copy(store, there)
+    except StoreFullError as error:
+        report(
+            "full",
+            "bytes are needed" in str(error),
+            there.generations(),
+            [*map(str, (there.path / SEGMENTS).iterdir())],
+        )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    copy(store, there)
+    report("copied", holds(there, NEW))
+
+
+def test_a_copy_without_room(tmp_path: Path) -> None:
+    """A copy that runs out of space leaves nothing behind, and succeeds once there is room."""
+    assert in_process(a_copy_without_room, tmp_path) == [["full", True, [], []], ["copied", True]]
+
+
+def rows_after_a_failure(folder: Path) -> None:
+    """Goes on adding documents after an addition that failed half-way."""
+    store = Store(folder)
+    with writer(store) as into:
+        chosen = documents(400)
+        into.add(batch_of(chosen[:3]), embeddings([document.text for document in chosen[:3]]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
+        try:
+            into.add(batch_of(chosen), embeddings([document.text for document in chosen]))
+        except StoreFullError:
+            report("full")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        try:
+            into.add(batch_of(chosen), embeddings([document.text for document in chosen]))
+        except ValueError:
+            report("refused")
+    report(attempt(store, documents(400)), holds(store, documents(400)))
+
+
+def test_rows_after_a_failure(tmp_path: Path) -> None:
+    """After an addition that failed half-way nothing can be added, so that no row ends up beside its place."""
+    assert in_process(rows_after_a_failure, tmp_path) == [["full"], ["refused"], ["published", True]]
