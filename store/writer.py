@@ -189,6 +189,8 @@ class Writer:
         Args:
             quality: what was measured on the sealed generation, for the manifest.
         """
+        if not self._template.segments:
+            raise ValueError("there is no segment to publish: seal first")
         manifest = dataclasses.replace(self._template, quality=quality)
         with reporting_full_disk(self._store, 1 << 16):
             write_manifest(self._store, manifest)
@@ -233,5 +235,5 @@ class Writer:
         return np.memmap(path, self._codec.dtype, "r", shape=(n, self._codec.dimension))
 
 
-def _rows_depend_on(manifest: Manifest) -> tuple[str, str, bool]:
-    return manifest.fingerprint, manifest.encoding, manifest.fixed_step
+def _rows_depend_on(manifest: Manifest) -> tuple[str, str, bool, int]:
+    return manifest.fingerprint, manifest.encoding, manifest.fixed_step, manifest.dimension

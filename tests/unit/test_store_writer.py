@@ -1,0 +1,298 @@
+"""A refresh as the store sees it: what is reused, what is published, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from store_cases import (
+    DIMENSION,
+    Document,
+    add,
+    batch_of,
+    data_file,
+    documents,
+    embeddings,
+    flip,
+    holds,
+    interrupt,
+    read,
+    refresh,
+    tree,
+    writer,
+)
+
+from store.errors import CorruptError, IdTypeError, NoGenerationError, VectorsError
+from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
+from store.store import Store
+from store.writer import digests
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store that does not exist yet."""
+    return Store(tmp_path / "store")
+
+
+def builds(store: Store) -> list[Path]:
+    """The interrupted builds that are there."""
+    return list((store.path / BUILDING).iterdir())
+
+
+def test_nothing_is_published_unasked(store: Store) -> None:
+    """Adding, sealing and leaving publish nothing: readers see what they saw before."""
+    with writer(store) as into:
+        add(into, documents(5))
+        with into.seal():
+            pass
+    with pytest.raises(NoGenerationError):
+        store.current()
+    assert store.generations() == []
+    refresh(store, documents(5))
+    before = store.current()
+    with writer(store) as into:
+        add(into, documents(9, text="changed"))
+        with pytest.raises(KeyError), into.seal():
+            raise KeyError
+    assert store.current() == before
+    assert store.generations() == [before]
+    assert holds(store, documents(5))
+
+
+def test_publishing_needs_a_sealed_segment(store: Store) -> None:
+    """What was not sealed cannot be published."""
+    refresh(store, documents(5))
+    before = store.current()
+    with writer(store) as into:
+        add(into, documents(9))
+        with pytest.raises(ValueError, match="seal"):
+            into.publish({})
+    assert store.current() == before
+
+
+def test_generations_follow_each_other(store: Store) -> None:
+    """Each generation is numbered one higher, names its parent, and says when it was made."""
+    begun_ms = time.time_ns() // 1_000_000
+    names = [refresh(store, documents(count)).name for count in (3, 4, 5)]
+    assert store.generations() == names
+    assert [name[:7] for name in names] == ["000001-", "000002-", "000003-"]
+    manifests = [store.manifest(name) for name in names]
+    assert [manifest.parent for manifest in manifests] == [None, *names[:2]]
+    assert [manifest.watermark_ms for manifest in manifests] == [1_002, 1_003, 1_004]
+    times = [begun_ms, *(manifest.created_ms for manifest in manifests), time.time_ns() // 1_000_000]
+    assert times == sorted(times)
+    for name, count in zip(names, (3, 4, 5), strict=True):
+        assert holds(store, documents(count), name)
+
+
+def test_a_number_is_not_used_twice(store: Store) -> None:
+    """After a return to an earlier generation the next one follows it, under a number that nobody had."""
+    first, second = (refresh(store, documents(count)).name for count in (3, 4))
+    (store.path / CURRENT).write_text(f"{first}\n")
+    third = refresh(store, documents(5)).name
+    assert third.startswith("000003-")
+    assert store.manifest(third).parent == first
+    assert store.generations() == [first, second, third]
+
+
+def test_unchanged_texts_are_reused(store: Store) -> None:
+    """Only texts that changed are encoded, whatever ids they have and whatever order they come in."""
+    refresh(store, documents(30))
+    chosen = [Document(f"other-{i}", f"text {i}") for i in range(29, 4, -1)] + documents(3, text="changed")
+    assert refresh(store, chosen).encoded == ["changed 0", "changed 1", "changed 2"]
+    assert holds(store, chosen)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"fingerprint": "0" * 64}, {"encoding": "float16"}, {"encoding": "uint8"}],
+    ids=["fingerprint", "float16", "uint8"],
+)
+def test_rows_of_another_kind_are_not_reused(store: Store, changed: dict[str, Any]) -> None:
+    """Rows made under another fingerprint or encoding are neither taken from a generation nor from a build."""
+    refresh(store, documents(9))
+    interrupt(store, documents(20))
+    assert len(refresh(store, documents(20), **changed).encoded) == 20
+
+
+def test_a_fixed_step_is_another_encoding(store: Store) -> None:
+    """Uint8 rows with the fixed step and with a scale are not mixed up; for other encodings the tower's end is one."""
+    refresh(store, documents(9), encoding="uint8")
+    assert len(refresh(store, documents(9), encoding="uint8", fixed_step=True).encoded) == 9
+    assert refresh(store, documents(9), encoding="uint8", fixed_step=True).encoded == []
+    refresh(store, documents(9), encoding="float32")
+    assert refresh(store, documents(9), encoding="float32", fixed_step=True).encoded == []
+
+
+def test_another_model_keeps_the_rows(store: Store) -> None:
+    """A new model with the same fingerprint reuses every row, and the manifest names it."""
+    refresh(store, documents(9))
+    assert refresh(store, documents(9), model="0" * 64).encoded == []
+    assert store.manifest(store.current()).model == "0" * 64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_interrupted_build_is_reused(store: Store, seed: int) -> None:
+    """Whatever the next input and its order, no text that an interrupted refresh encoded is encoded again."""
+    chance = random.Random(seed)
+    seen: set[str] = set()
+    for _ in range(3):
+        encoded = interrupt(store, chance.sample(documents(60), 25))
+        assert not seen & set(encoded)
+        seen |= set(encoded)
+    chosen = chance.sample(documents(60), 40)
+    encoded = refresh(store, chosen).encoded
+    assert not seen & set(encoded)
+    assert holds(store, chosen)
+    assert builds(store) == []
+
+
+@pytest.mark.parametrize("cut_off", ["vectors.bin", "entries.bin"])
+@pytest.mark.parametrize("size", [0, 1, 19, 63, 64, 65, 127, 200])
+def test_a_build_that_lost_its_end(store: Store, cut_off: str, size: int) -> None:
+    """Of a build whose files end anywhere, the whole rows that are vouched for are reused, and no others."""
+    interrupt(store, documents(8))
+    (build,) = builds(store)
+    path = build / cut_off
+    row_bytes = DIMENSION * 4 if cut_off == "vectors.bin" else 20
+    path.write_bytes(path.read_bytes()[:size])
+    whole = min(8, size // row_bytes)
+    assert refresh(store, documents(8)).encoded == [f"text {i}" for i in range(whole, 8)]
+    assert holds(store, documents(8))
+
+
+def test_rows_that_were_not_synced(store: Store) -> None:
+    """Rows that no entry vouches for are not trusted: they are encoded again."""
+    interrupt(store, documents(3))
+    (build,) = builds(store)
+    with (build / "vectors.bin").open("ab") as file:
+        file.write(b"\xff" * (DIMENSION * 4 * 5))
+    assert refresh(store, documents(8)).encoded == [f"text {i}" for i in range(3, 8)]
+    assert holds(store, documents(8))
+
+
+def test_a_draft_that_was_left(store: Store) -> None:
+    """A segment half-written when its process died is in nobody's way."""
+    interrupt(store, documents(8))
+    (build,) = builds(store)
+    (build / "segment").mkdir()
+    (build / "segment" / "data.mdb").write_bytes(b"half")
+    (build / "ordered.bin").write_bytes(b"half")
+    refresh(store, documents(8)[::-1])
+    assert holds(store, documents(8)[::-1])
+    assert builds(store) == []
+    assert len(list((store.path / SEGMENTS).iterdir())) == 1
+
+
+def damage_segment(store: Store) -> None:
+    """Flips a bit of the current segment."""
+    flip(data_file(store), 5000)
+
+
+def damage_manifest(store: Store) -> None:
+    """Cuts the current manifest off."""
+    path = store.path / GENERATIONS / f"{store.current()}.json"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def remove_manifest(store: Store) -> None:
+    """Removes the current manifest."""
+    (store.path / GENERATIONS / f"{store.current()}.json").unlink()
+
+
+def damage_current(store: Store) -> None:
+    """Empties CURRENT."""
+    (store.path / CURRENT).write_text("")
+
+
+@pytest.mark.parametrize("damage", [damage_segment, damage_manifest, remove_manifest, damage_current])
+def test_a_refresh_mends_a_damaged_store(store: Store, damage: Any) -> None:
+    """A refresh over a damaged current generation says so, reuses nothing of it, and publishes a sound one."""
+    refresh(store, documents(9))
+    damage(store)
+    with writer(store) as into:
+        assert isinstance(into.damage, CorruptError)
+        assert len(add(into, documents(9))) == 9
+        with into.seal():
+            pass
+        into.publish({})
+    assert holds(store, documents(9))
+    with writer(store) as into:
+        assert into.damage is None
+
+
+@pytest.mark.parametrize(("first", "second"), [("string", "integer"), ("integer", "string")])
+def test_a_store_keeps_its_id_type(store: Store, first: str, second: str) -> None:
+    """A refresh with ids of the other type is refused before it begins, and changes nothing."""
+    refresh(store, [Document("5" if first == "string" else 5, "text")], id_type=first)
+    before = tree(store.path)
+    with pytest.raises(IdTypeError, match="keeps its id type"), writer(store, id_type=second):
+        pass
+    assert tree(store.path) == before
+
+
+@pytest.mark.parametrize(
+    ("encoding", "fixed_step", "value"),
+    [
+        ("float32", False, math.nan),
+        ("float32", False, math.inf),
+        ("float16", False, 70_000.0),
+        ("uint8", True, 1.001),
+        ("uint8", False, -math.inf),
+    ],
+)
+def test_embeddings_that_do_not_fit(store: Store, encoding: str, fixed_step: bool, value: float) -> None:
+    """Embeddings that the encoding cannot hold are refused whole, and what came before them can be published."""
+    chosen = documents(6)
+    with writer(store, encoding=encoding, fixed_step=fixed_step) as into:
+        add(into, chosen[:3])
+        vectors_ND = embeddings([document.text for document in chosen[3:]])
+        vectors_ND[1, 2] = value
+        with pytest.raises(VectorsError):
+            into.add(batch_of(chosen[3:]), vectors_ND)
+        with into.seal():
+            pass
+        into.publish({})
+    assert store.manifest(store.current()).documents == 3
+    read(store, [document.id for document in chosen[:3]])
+
+
+def test_embeddings_of_another_dimension(store: Store) -> None:
+    """Embeddings of another length than the store's are refused."""
+    with writer(store) as into, pytest.raises(VectorsError, match=r"\[N, 16\]"):
+        into.add(batch_of(documents(2)), embeddings(["a", "b"], 15))
+
+
+def test_another_dimension_is_another_build(store: Store) -> None:
+    """A model of another dimension reuses nothing, whatever its fingerprint says."""
+    refresh(store, documents(4))
+    with writer(store, dimension=8) as into:
+        assert not into.add_known(batch_of(documents(4))).any()
+        into.add(batch_of(documents(4)), embeddings([document.text for document in documents(4)], 8))
+        with into.seal():
+            pass
+        into.publish({})
+    assert read(store, ["document-1"]).shape == (1, 8)
+
+
+def test_readers_keep_what_they_opened(store: Store) -> None:
+    """A generation that is open reads the same documents after another one was published."""
+    refresh(store, documents(5))
+    generation = store.open(store.current())
+    refresh(store, documents(5, text="changed"))
+    found = generation.read(generation.locate(["document-4"]))
+    np.testing.assert_array_equal(found, embeddings(["text 4"]))
+    generation.close()
+
+
+def test_digests_are_blake2b() -> None:
+    """A text's digest is BLAKE2b of its UTF-8, 16 bytes: the vectors of the reference implementation."""
+    assert (
+        digests(["", "abc"]).tobytes().hex() == "cae66941d9efbd404e4d88758ea67670" + "cf4ab791c62b8d2b2109c90275287816"
+    )
+    assert len(digests([])) == 0
