@@ -17,9 +17,6 @@ from store.errors import (
     CorruptError,
     FormatError,
     GenerationNotFoundError,
-    NoGenerationError,
-    StoreError,
-    StoreNotFoundError,
 )
 from store.format import CURRENT, GENERATIONS
 from store.maintenance import list_generations, verify
@@ -252,67 +249,11 @@ def test_a_newer_format_says_update(store: Store, change: Callable[[Fields], obj
     assert tree(store.path) == before
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\n",
-        b"000001-",
-        b"000001-0000000\n",
-        b"000001-00000000",
-        b"000001-00000000\n\n",
-        b"000001-0000000G\n",
-        b"../../../000001-00000000\n",
-        b"\x00\xff\xfe garbage",
-        "٠٠٠٠٠١-00000000\n".encode(),
-        b"x" * 100_000,
-    ],
-)
-def test_a_damaged_current_is_refused(store: Store, content: bytes) -> None:
-    """A CURRENT that is empty, cut off or garbage is damage; the message shows a little of it and what mends it."""
-    (store.path / CURRENT).write_bytes(content)
-    with pytest.raises(CorruptError, match="rollback") as refusal:
-        store.current()
-    assert len(str(refusal.value)) < 500
-
-
-def test_a_name_cut_short_is_refused(store: Store) -> None:
-    """Every proper beginning of CURRENT is refused."""
-    content = (store.path / CURRENT).read_bytes()
-    for size in range(len(content)):
-        (store.path / CURRENT).write_bytes(content[:size])
-        with pytest.raises(CorruptError):
-            store.current()
-
-
 @pytest.mark.parametrize("name", ["000009-00000000", "../CURRENT", "", "000001", "x" * 300, "000001-00000000\x00"])
 def test_a_generation_that_is_missing(store: Store, name: str) -> None:
     """Asking for a generation that is not there lists those that are."""
     with pytest.raises(GenerationNotFoundError, match=store.current()):
         store.open(name)
-
-
-def test_current_names_a_generation_that_is_missing(store: Store) -> None:
-    """A CURRENT that names a generation which is not there is reported when it is opened, and by `verify`."""
-    (store.path / CURRENT).write_text("000009-00000000\n")
-    with pytest.raises(GenerationNotFoundError):
-        store.open(store.current())
-    problems = dict(verify(store))
-    assert isinstance(problems["CURRENT"], StoreError)
-    assert list(problems.values()).count(None) == 1
-
-
-def test_no_store_and_no_generation(tmp_path: Path) -> None:
-    """A folder that is no store, and a store that nothing was published in, are told apart."""
-    store = Store(tmp_path / "store")
-    for ask in (store.current, store.require):
-        with pytest.raises(StoreNotFoundError, match="twinbert refresh"):
-            ask()
-    store.create()
-    store.require()
-    with pytest.raises(NoGenerationError, match="twinbert refresh"):
-        store.current()
-    assert store.generations() == []
 
 
 def test_other_files_are_no_generations(store: Store) -> None:
