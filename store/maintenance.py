@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
-from store.encoding import codec
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError
 from store.files import locked, reporting_full_disk, sync_directory, sync_file
 from store.format import BUILDING, DATA, GENERATIONS, SEGMENTS
@@ -23,6 +23,9 @@ from store.store import Store
 
 # An interrupted build is worth keeping for the run that will resume it; after this long nobody will.
 BUILD_DAYS = 7
+
+# Generations with all of these alike read the same arrays in the same way.
+_DESCRIBED = attrgetter("segments", "encoding", "fixed_step", "dimension", "id_type", "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,7 @@ def verify(store: Store, name: str | None = None) -> Iterator[tuple[str, StoreEr
     """
     if name is None:
         yield "CURRENT", _problem(lambda: store.manifest(store.current()))
-    sound: set[object] = set()  # segments as generations describe them: generations share them
+    sound: set[object] = set()  # what was verified already: generations share segments
     for generation in store.generations() if name is None else [name]:
         yield generation, _problem(partial(_verify_generation, store, generation, sound))
 
@@ -87,19 +90,18 @@ def _problem(check: Callable[[], object]) -> StoreError | None:
 
 def _verify_generation(store: Store, name: str, sound: set[object]) -> None:
     manifest = store.manifest(name)
-    rows = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
+    described = _DESCRIBED(manifest)
+    if described in sound:
+        return
     for entry in manifest.segments:
-        described = (entry, type(rows), rows.dimension, manifest.id_type, manifest.seed)
-        if described in sound:
-            continue
-        directory = store.path / SEGMENTS / entry.id
-        entry.file.check(directory / DATA, thorough=True)
-        with contextlib.closing(Segment(directory, entry, rows, manifest.id_type)) as segment:
-            _verify_index(segment, manifest, directory)
-        sound.add(described)
+        file = store.path / SEGMENTS / entry.id / DATA
+        entry.file.check(file, thorough=True)
+    with contextlib.closing(store.open(name)) as generation:
+        _verify_index(generation.segment, manifest, file)
+    sound.add(described)
 
 
-def _verify_index(segment: Segment, manifest: Manifest, directory: Path) -> None:
+def _verify_index(segment: Segment, manifest: Manifest, file: Path) -> None:
     """Every row's id must be found by the index at that row: what a writer's fault, not a disk's, would break."""
     block = 1 << 16
     for start in range(0, manifest.documents, block):
@@ -110,7 +112,7 @@ def _verify_index(segment: Segment, manifest: Manifest, directory: Path) -> None
             keys = bytes_keys([str(id_).encode() for id_ in segment.ids.take(rows)], manifest.seed)
         found_rows, found = segment.index.find(keys)
         if not found.all() or not np.array_equal(found_rows, rows):
-            raise CorruptError(f"{directory / DATA}: its index and its documents disagree; refresh the store")
+            raise CorruptError(f"{file}: its index and its documents disagree; refresh the store")
 
 
 def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
@@ -118,10 +120,10 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
 
     Args:
         store: the store.
-        to: its name; None: the parent of the current one, or the newest that verifies if CURRENT is damaged.
+        to: its name; None: the parent of the current one, or the newest that verifies if CURRENT is damaged or missing.
 
     Returns:
-        The names of the generation before and of the one now.
+        The names of the generation before, or what was wrong with CURRENT, and of the one now.
 
     Raises:
         GenerationNotFoundError: there is no such generation.
@@ -131,8 +133,8 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
     with locked(store.path, "a rollback"):
         try:
             before = store.current()
-        except CorruptError:
-            before = "a damaged CURRENT"
+        except (CorruptError, NoGenerationError):
+            before = "damaged or missing"
         target = to or _rollback_target(store)
         _verify_generation(store, target, set())
         write_current(store.path, target)
@@ -143,7 +145,7 @@ def _rollback_target(store: Store) -> str:
     try:
         current = store.current()
         parent = store.manifest(current).parent
-    except (CorruptError, GenerationNotFoundError):
+    except (CorruptError, GenerationNotFoundError, NoGenerationError):
         sound = (name for name, problem in verify(store) if name != "CURRENT" and problem is None)
         newest = max(sound, key=generation_number, default=None)
         if newest is None:
@@ -193,7 +195,10 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
                 path.unlink()
             sync_directory(store.path / GENERATIONS)
             for path in (*segments, *builds):
-                shutil.rmtree(path)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
     return collected
 
 

@@ -144,12 +144,12 @@ def flip(path: Path, at: int, mask: int = 0x01) -> None:
     path.write_bytes(content)
 
 
-def forge(store: Store, change: Callable[[dict[str, Any]], object]) -> str:
+def forge(store: Store, change: Callable[[dict[str, Any]], object], *, number: int = 1) -> str:
     """Makes a changed manifest current under the name that its bytes call for, as a writer with a fault would."""
     fields = json.loads((store.path / GENERATIONS / f"{store.current()}.json").read_bytes())
     change(fields)
     content = json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    name = generation_name(int(store.current()[:6]), hashlib.sha256(content).hexdigest())
+    name = generation_name(number, hashlib.sha256(content).hexdigest())
     (store.path / GENERATIONS / f"{name}.json").write_bytes(content)
     (store.path / CURRENT).write_text(f"{name}\n")
     return name
