@@ -20,12 +20,12 @@ from twinbert.bundle import Bundle
 from twinbert.runtime import Runtime
 
 KILLS = 20
-DOCUMENTS = 1000
-CHANGED = 500
+DOCUMENTS = 1500
+CHANGED = 1200
 
 
 def corpus(version: int) -> dict[str, str]:
-    """Texts of which every version shares about half with the one before."""
+    """Every version has a few ids and most texts of its own, the others are those of the version before."""
     return {
         f"d{number}": f"list {number} of {version if number % DOCUMENTS < CHANGED else 'shoes'}"
         for number in range(version, version + DOCUMENTS)
@@ -36,9 +36,14 @@ def start(bundle: Path, store: Path, documents: Path) -> subprocess.Popen[str]:
     """`twinbert refresh`, as far as having opened the bundle."""
     words = ["refresh", "--bundle", str(bundle), "--store", str(store), "--documents", str(documents)]
     process = subprocess.Popen([COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert json.loads(process.stderr.readline())["event"] == "started"
+    wait_for(process, "started")
     return process
+
+
+def wait_for(process: subprocess.Popen[str], event: str) -> None:
+    assert process.stderr is not None
+    while json.loads(process.stderr.readline())["event"] != event:
+        pass
 
 
 class Corpora:
@@ -76,12 +81,13 @@ def test_killed_at_twenty_moments(tiny_bundle: Path, tmp_path: Path) -> None:
     """
     store, chance = tmp_path / "store", random.Random(2002)
     corpora = Corpora(Runtime(Bundle.open(tiny_bundle), towers=("query", "document")))
-    files = [write_documents(tmp_path / f"{version}.jsonl", corpus(version)) for version in range(KILLS + 1)]
-    with start(tiny_bundle, store, files[0]) as process:
+    files = [write_documents(tmp_path / f"{version}.jsonl", corpus(version)) for version in range(KILLS + 2)]
+    corpora.refresh(store, 0)
+    with start(tiny_bundle, store, files[1]) as process:
         began = time.monotonic()
-        assert process.wait() == 0
+        wait_for(process, "published")
         lasts = time.monotonic() - began
-    for version in range(1, KILLS + 1):
+    for version in range(2, KILLS + 2):
         before = Store(store).current()
         with start(tiny_bundle, store, files[version]) as process:
             time.sleep(chance.random() * lasts)
