@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError
-from store.files import locked, reporting_full_disk, sync_directory, sync_file
+from store.files import FileEntry, locked, reporting_full_disk, sync_directory, sync_file
 from store.format import BUILDING, DATA, GENERATIONS, SEGMENTS
 from store.keys import bytes_keys, integer_keys
 from store.manifest import Manifest, generation_number, write_current, write_manifest
@@ -234,9 +234,7 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
             try:
                 with reporting_full_disk(destination.path, entry.file.size):
                     draft.mkdir()
-                    shutil.copyfile(source.path / SEGMENTS / entry.id / DATA, draft / DATA)
-                    sync_file(draft / DATA)
-                entry.file.check(draft / DATA, thorough=True)
+                    _copy_file(source.path / SEGMENTS / entry.id / DATA, draft / DATA, entry.file)
                 shutil.rmtree(target, ignore_errors=True)
                 draft.rename(target)
             finally:
@@ -247,6 +245,16 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
         write_manifest(destination.path, manifest)
         write_current(destination.path, name)
     return name, copied
+
+
+def _copy_file(original: Path, target: Path, entry: FileEntry) -> None:
+    try:
+        shutil.copyfile(original, target)
+        sync_file(target)
+        entry.check(target, thorough=True)
+    except (CorruptError, FileNotFoundError):
+        entry.check(original, thorough=True)  # names the original, if it is at fault
+        raise
 
 
 def _touched(path: Path) -> float:
