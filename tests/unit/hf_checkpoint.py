@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
 INPUT_IDS = [[2, 17, 33, 5, 99, 140, 3], [2, 64, 64, 3, 0, 0, 0]]
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def _shapes(layers: int) -> dict[str, tuple[int, ...]]:
     def dense(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
 
@@ -41,7 +41,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
         **norm("embeddings"),
     }
-    for layer in (f"encoder.layer.{number}" for number in range(LAYERS)):
+    for layer in (f"encoder.layer.{number}" for number in range(layers)):
         for part in ("query", "key", "value"):
             shapes |= dense(f"{layer}.attention.self.{part}", HIDDEN, HIDDEN)
         shapes |= dense(f"{layer}.attention.output.dense", HIDDEN, HIDDEN) | norm(f"{layer}.attention.output")
@@ -50,10 +50,10 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def weights() -> dict[str, Tensor]:
+def weights(layers: int = LAYERS) -> dict[str, Tensor]:
     """The checkpoint's tensors: sines of their own frequency, around 1 for what a norm multiplies by."""
     state = {}
-    for number, (name, shape) in enumerate(_shapes().items(), start=1):
+    for number, (name, shape) in enumerate(_shapes(layers).items(), start=1):
         steps = torch.arange(math.prod(shape), dtype=torch.float64)
         values = 0.4 * torch.sin(steps * (1 + number / 7) + number) + float(name.endswith("LayerNorm.weight"))
         state[name] = values.reshape(shape).float()

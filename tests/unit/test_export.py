@@ -1,0 +1,95 @@
+"""Export: the same bytes again, all or nothing, and never a graph that differs from its model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from twinbert.bundle import BUNDLE_JSON, Bundle
+from twinbert.errors import BundleError, ExportError, UsageError
+from twinbert.export import _to_onnx, export
+from twinbert.model.checkpoint import open_twin
+from twinbert.model.twin import TwinBert
+
+
+def test_the_same_model_gives_the_same_bytes(other_bundle: Path, tmp_path: Path) -> None:
+    """Exported once more, a bundle is byte for byte the same, so that its digests name it."""
+    opened = Bundle.open(other_bundle)
+    again = export(
+        open_twin(opened), tmp_path / "new" / "again", tokenizer=opened.file("tokenizer.json"), source={"name": "other"}
+    )
+    for name in (*opened.configuration["files"], BUNDLE_JSON):
+        assert (again.path / name).read_bytes() == (other_bundle / name).read_bytes(), name
+    assert (again.model, again.fingerprint) == (opened.model, opened.fingerprint)
+    assert [path.name for path in again.path.parent.iterdir()] == ["again"]
+
+
+def test_a_bundle_holds_its_files_and_nothing_of_this_machine(tiny_bundle: Path) -> None:
+    """A bundle is its listed files, readable by others; no path of this machine and no trace is in a graph."""
+    opened = Bundle.open(tiny_bundle)
+    assert {path.name for path in tiny_bundle.iterdir()} == {*opened.configuration["files"], BUNDLE_JSON}
+    for path in tiny_bundle.iterdir():
+        assert path.stat().st_mode & 0o444 == (tiny_bundle / "tokenizer.json").stat().st_mode & 0o444
+        content = path.read_bytes()
+        for trace in (
+            b"site-packages",
+            b".py",
+            str(tiny_bundle.parent).encode(),
+            str(Path(__file__).parents[2]).encode(),
+        ):
+            assert trace not in content, (path.name, trace)
+    graph = onnx.load(tiny_bundle / "query.onnx")
+    onnx.checker.check_model(graph)
+    assert not graph.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+
+
+def test_shared_towers_are_one_file(tiny_bundle: Path, other_bundle: Path) -> None:
+    """Towers with the same weights take the disk once; different towers are different files."""
+    assert (other_bundle / "query.onnx").samefile(other_bundle / "document.onnx")
+    assert (tiny_bundle / "query.onnx").read_bytes() != (tiny_bundle / "document.onnx").read_bytes()
+
+
+def test_what_was_measured_is_in_the_bundle(tiny_bundle: Path, other_bundle: Path) -> None:
+    """bundle.json has the parity with torch, within its limit, and what each lossy encoding costs."""
+    for path in (tiny_bundle, other_bundle):
+        quality = json.loads((path / BUNDLE_JSON).read_bytes())["quality"]
+        assert 0 < quality["parity"]["embeddings"] <= quality["parity"]["limit"] == 1e-4
+        assert 0 < quality["parity"]["scores"] <= 1e-4
+        assert quality["encodings"].keys() == {"float16", "uint8"}
+        for cost in quality["encodings"].values():
+            assert 0 < cost["score_mean"] <= cost["score_largest"] < 0.05
+            assert 0.8 < cost["top10_overlap"] <= 1
+        assert quality["encodings"]["float16"]["score_largest"] < quality["encodings"]["uint8"]["score_largest"]
+
+
+def test_a_broken_model_becomes_no_bundle(other_bundle: Path, tmp_path: Path) -> None:
+    """Weights that are not numbers fail the comparison with torch, and nothing is left behind."""
+    opened = Bundle.open(other_bundle)
+    twin = open_twin(opened)
+    with torch.no_grad():
+        twin.document.embeddings.segment[0] = torch.nan
+    with pytest.raises(ExportError, match="embeddings of the exported graphs differ from the model's by nan"):
+        export(twin, tmp_path / "broken", tokenizer=opened.file("tokenizer.json"), source={"name": "broken"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_refused_at_once(tiny_twin: TwinBert, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """An output that exists, a tokenizer that is missing or too large for the towers, and over 2 GiB of weights."""
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UsageError, match="taken: exists already"):
+        export(tiny_twin, tmp_path / "taken", tokenizer=tiny_tokenizer, source={})
+    with pytest.raises(BundleError, match=r"absent\.json: cannot be read as a tokenizer"):
+        export(tiny_twin, tmp_path / "new", tokenizer=tmp_path / "absent.json", source={})
+    small = replace(tiny_twin.config.document, vocabulary=20)
+    config = replace(tiny_twin.config, document=small)
+    with pytest.raises(ExportError, match=r"tokenizer\.json: has \d+ ids, a tower 20 word embeddings"):
+        export(TwinBert(config), tmp_path / "new", tokenizer=tiny_tokenizer, source={})
+    with pytest.raises(ExportError, match="an ONNX file holds less than 2 GiB"):
+        _to_onnx(torch.nn.Linear(2**15, 2**15, device="meta"), {}, "embeddings")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

