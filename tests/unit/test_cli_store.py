@@ -1,0 +1,187 @@
+"""`twinbert store …` on real stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from store_cases import FINGERPRINT, MODEL, data_file, documents, flip, holds, refresh, tree, writer
+
+from store.format import CURRENT, GENERATIONS
+from store.store import Store
+from twinbert.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings from outside."""
+    for name in [name for name in os.environ if name.startswith("TWINBERT_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with three generations of 3, 4 and 5 documents."""
+    made = Store(tmp_path / "store")
+    for count in (3, 4, 5):
+        refresh(made, documents(count))
+    return made
+
+
+def run(capsys: pytest.CaptureFixture[str], command: str, *options: object) -> list[str]:
+    """The lines that a command prints, when it succeeds."""
+    assert main(["store", command, *map(str, options)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out.splitlines()
+
+
+def refused(capsys: pytest.CaptureFixture[str], command: str, *options: object) -> str:
+    """The one line that a command complains with, exit code 2."""
+    assert main(["store", command, *map(str, options)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("twinbert: ")
+    return line
+
+
+def in_process(store: Store, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command that has run in a process of its own."""
+    code = "import sys; from twinbert.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "store", *arguments, "--store", str(store.path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+
+
+def test_list(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """Generations are listed oldest first, a line of cells separated by tabs each, the current one marked."""
+    heading, *lines = [line.split("\t") for line in run(capsys, "list", "--store", store.path)]
+    assert [line[1] for line in lines] == store.generations()
+    assert [bool(line[0].strip()) for line in lines] == [False, False, True]
+    assert [dict(zip(heading, line, strict=True))["documents"] for line in lines] == ["3", "4", "5"]
+
+
+def test_list_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json every generation is an object with what its manifest says."""
+    listed = json.loads("\n".join(run(capsys, "list", "--store", store.path, "--json")))
+    assert [one["name"] for one in listed] == store.generations()
+    assert [one["current"] for one in listed] == [False, False, True]
+    assert [one["parent"] for one in listed] == [None, *store.generations()[:2]]
+    for one, name in zip(listed, store.generations(), strict=True):
+        assert one["bytes"] == data_file(store, name).stat().st_size
+        assert (one["model"], one["fingerprint"], one["problem"]) == (MODEL, FINGERPRINT, None)
+        assert (one["encoding"], one["id_type"], one["quality"]) == ("float32", "string", {})
+        assert one["created_ms"] == store.manifest(name).created_ms
+
+
+def test_list_with_damage(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A generation that cannot be read is listed with the reason, in both forms."""
+    path = store.path / GENERATIONS / f"{store.generations()[1]}.json"
+    path.write_bytes(b"")
+    lines = run(capsys, "list", "--store", store.path)
+    assert "damaged: " in lines[2]
+    assert str(path) in lines[2]
+    listed = json.loads("\n".join(run(capsys, "list", "--store", store.path, "--json")))
+    assert str(path) in listed[1]["problem"]
+
+
+def test_verify(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sound store is ok line by line; of a damaged one every line is printed too, and the command fails."""
+    lines = run(capsys, "verify", "--store", store.path)
+    assert lines == [f"{name}  ok" for name in ("CURRENT", *store.generations())]
+    first, second, _ = store.generations()
+    flip(data_file(store, second), 6000)
+    assert main(["store", "verify", "--store", str(store.path)]) == 2
+    printed = capsys.readouterr()
+    assert f"{first}  ok" in printed.out
+    assert f"{second}  {data_file(store, second)} is not what was written" in printed.out
+    assert printed.err.startswith("twinbert: ")
+    assert "1 of what was checked is damaged" in printed.err
+    assert run(capsys, "verify", "--store", store.path, "--generation", first) == [f"{first}  ok"]
+    assert "1 of what was checked" in refused(
+        capsys, "verify", "--store", store.path, "--generation", "000009-00000000"
+    )
+
+
+def test_rollback(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rolling back goes to the parent or to the generation that is named, and says from where to where."""
+    first, second, third = store.generations()
+    (line,) = run(capsys, "rollback", "--store", store.path)
+    assert line == f"{store.path}: current is {second}, it was {third}"
+    run(capsys, "rollback", "--store", store.path, "--to", first)
+    assert store.current() == first
+    assert "first generation" in refused(capsys, "rollback", "--store", store.path)
+    assert "has no generation" in refused(capsys, "rollback", "--store", store.path, "--to", "../x")
+    assert store.current() == first
+
+
+def test_rollback_from_damage(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged CURRENT is mended with what verifies, and the line says what it was."""
+    _, _, third = store.generations()
+    (store.path / CURRENT).write_bytes(b"")
+    (line,) = run(capsys, "rollback", "--store", store.path)
+    assert line == f"{store.path}: current is {third}, it was damaged or missing"
+    assert holds(store, documents(5))
+
+
+def test_gc(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run says what a collection then removes; at least one generation has to stay."""
+    first, second, third = store.generations()
+    before = tree(store.path)
+    size = data_file(store, first).stat().st_size + (store.path / GENERATIONS / f"{first}.json").stat().st_size
+    amount = f"1 generations, 1 segments, 0 builds: {size:,} bytes"
+    assert run(capsys, "gc", "--store", store.path, "--keep", 1, "--dry-run") == [
+        f"{store.path}: would remove {amount}"
+    ]
+    assert tree(store.path) == before
+    assert run(capsys, "gc", "--store", store.path, "--keep", 1) == [f"{store.path}: removed {amount}"]
+    assert store.generations() == [second, third]
+    assert "--keep" in refused(capsys, "gc", "--store", store.path, "--keep", 0)
+
+
+def test_copy(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy makes the other store, says what is current there, and moves nothing the second time."""
+    there = Store(tmp_path / "there")
+    size = data_file(store).stat().st_size
+    (line,) = run(capsys, "copy", "--store", store.path, "--to", there.path)
+    assert line == f"{there.path}: current is {store.current()}, {size:,} bytes copied"
+    assert holds(there, documents(5))
+    (line,) = run(capsys, "copy", "--store", store.path, "--to", there.path)
+    assert line.endswith(", 0 bytes copied")
+    first = store.generations()[0]
+    run(capsys, "copy", "--store", store.path, "--to", there.path, "--generation", first)
+    assert there.current() == first
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("list", []), ("verify", []), ("rollback", []), ("gc", []), ("copy", ["--to", "x"])]
+)
+def test_no_store(command: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no store is said to be none, and is not made one."""
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert "is not a store" in refused(capsys, command, "--store", path, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_refresh(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While a refresh runs, what changes the store is refused with its holder, and what reads it is not."""
+    with writer(store):
+        for command, *options in (["rollback"], ["gc"], ["gc", "--dry-run"]):
+            assert f"process {os.getpid()} " in refused(capsys, command, "--store", store.path, *options)
+        for command in ("list", "verify"):
+            assert in_process(store, command).returncode == 0
+        assert in_process(store, "copy", "--to", str(tmp_path / "there")).returncode == 0
+
+
+def test_as_a_process(store: Store) -> None:
+    """The command itself prints to standard output, complains on standard error, and exits with 0 or 2."""
+    listed = in_process(store, "list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert all(name in listed.stdout for name in store.generations())
+    flip(data_file(store), 6000)
+    damaged = in_process(store, "verify")
+    assert damaged.returncode == 2
+    assert len(damaged.stdout.splitlines()) == 4
+    assert len(damaged.stderr.splitlines()) == 1
