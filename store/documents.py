@@ -22,7 +22,7 @@ from store.keys import Keys, bytes_keys, integer_keys
 from store.manifest import IdType
 from store.segment import Ids
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 10  # ids at a time: of the longest ids, half a megabyte of text and 12 of places
 _MAX_SEEDS = 16
 
 

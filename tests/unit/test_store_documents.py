@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from store_cases import Document, batch_of, documents, embeddings, holds, read, refresh, writer
+from store_cases import Document, add, batch_of, documents, embeddings, holds, read, refresh, writer
 
 from store.errors import EmptyGenerationError, IdTypeError, NoGenerationError, StoreError
 from store.format import U64
@@ -122,6 +123,18 @@ def test_asking_with_the_other_type(store: Store, id_type: str) -> None:
     with pytest.raises(IdTypeError, match=id_type):
         generation.locate(np.array([5], U64) if id_type == "string" else ["5"])
     generation.close()
+
+
+def test_long_ids_in_little_memory(store: Store) -> None:
+    """Sealing takes memory for the ids once, and not a multiple of it."""
+    chosen = [Document(f"{number:0511d}", "text") for number in range(5_000)]
+    with writer(store) as into:
+        add(into, chosen, size=1_000)
+        tracemalloc.start()
+        with into.seal():
+            _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 5_000 * 511 + (20 << 20)
 
 
 @pytest.mark.parametrize("batches", [0, 1])
