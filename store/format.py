@@ -52,8 +52,7 @@ MAX_ROWS = TOMBSTONE - 1
 
 # LMDB keeps a value's size in 32 bits, and a value's pages must be numbered within it too.
 MAX_PART_BYTES = (4 << 30) - (64 << 10)
-PAGE = 4096
-PAGE_HEADER = 16
+PAGE_HEADER = 16  # bytes before a value that has pages of its own; a page is as large as the writing host's
 
 MAX_ID_BYTES = 511
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,15 @@ def write_segment(directory: Path, vectors_nD: Rows, columns: Columns, *, part_b
         },
     }
     values = [value for database in databases.values() for value in database.values() if value is not None]
-    pages = sum(2 + (fmt.PAGE_HEADER + value.nbytes) // fmt.PAGE for value in values)
-    size = (pages + 64) * fmt.PAGE  # 64: meta pages, tree roots and the list of free pages
+    pages = sum(2 + (fmt.PAGE_HEADER + value.nbytes) // PAGESIZE for value in values)
+    size = (pages + 64) * PAGESIZE  # 64: meta pages, tree roots and the list of free pages
     path = directory / fmt.DATA
     with reporting_full_disk(directory, size):
         with path.open("wb") as file:
             # Where no file may be this large, or not even LMDB's meta pages have room, this fails with an error number,
             # which LMDB's own errors lack.
             file.truncate(size)
-            os.posix_fallocate(file.fileno(), 0, 2 * fmt.PAGE)
+            os.posix_fallocate(file.fileno(), 0, 2 * PAGESIZE)
             file.truncate(0)  # LMDB takes an empty file for a new environment
         env = lmdb.open(str(directory), map_size=size, max_dbs=len(databases), writemap=True, lock=False, sync=False)
         try:
@@ -108,7 +109,7 @@ def write_segment(directory: Path, vectors_nD: Rows, columns: Columns, *, part_b
                             content = np.ascontiguousarray(value).data.cast("B") if value.size else b""
                             transaction.put(key, content, db=db, append=False)
             env.sync(True)
-            used = (env.info()["last_pgno"] + 1) * fmt.PAGE
+            used = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         finally:
             env.close()
         os.truncate(path, used)
@@ -215,7 +216,7 @@ class Segment:
     def touch(self) -> None:
         """Reads a byte of every page that lookups use."""
         for array in (*self._parts, *self.index.arrays):
-            array.reshape(-1).view(np.uint8)[:: fmt.PAGE].max()
+            array.reshape(-1).view(np.uint8)[::PAGESIZE].max()
 
     def close(self) -> None:
         """Unmaps the segment; nothing may be reading it."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def regions(original: Path) -> dict[str, int]:
     """For each kind of bytes in a segment's file, where one of them is."""
     file = data_file(Store(original))
     content = file.read_bytes()
-    found = {"meta page 0": 40, "meta page 1": fmt.PAGE + 40, "last byte": len(content) - 1}
+    found = {"meta page 0": 40, "meta page 1": PAGESIZE + 40, "last byte": len(content) - 1}
     with lmdb.open(str(file.parent), readonly=True, lock=False, max_dbs=3) as env, env.begin() as transaction:
         for name in (fmt.VECTORS, fmt.INDEX, fmt.DOCUMENTS):
             for key, value in transaction.cursor(env.open_db(name, txn=transaction)):
@@ -104,7 +105,7 @@ def zeroed(page: int) -> Callable[[Path], object]:
 
     def damage(file: Path) -> None:
         content = bytearray(file.read_bytes())
-        content[page * fmt.PAGE : (page + 1) * fmt.PAGE] = bytes(fmt.PAGE)
+        content[page * PAGESIZE : (page + 1) * PAGESIZE] = bytes(PAGESIZE)
         file.write_bytes(content)
 
     return damage
@@ -125,7 +126,7 @@ def test_a_file_cut_off_anywhere_is_refused(original: Path, tmp_path: Path) -> N
     """A file that was cut off, at a page or within one, is refused and kills nobody."""
     size = data_file(Store(original)).stat().st_size
     places = np.random.default_rng(0).integers(1, size, 8).tolist()
-    sizes = [0, 1, fmt.PAGE, 2 * fmt.PAGE, size - fmt.PAGE, size - 1, *places]
+    sizes = [0, 1, PAGESIZE, 2 * PAGESIZE, size - PAGESIZE, size - 1, *places]
     outcomes = opened_in_a_process(damaged(original, tmp_path, [cut(size) for size in sizes]))
     assert outcomes == ["refused"] * len(sizes)
 
@@ -133,7 +134,7 @@ def test_a_file_cut_off_anywhere_is_refused(original: Path, tmp_path: Path) -> N
 def test_a_zeroed_page_is_refused(original: Path, tmp_path: Path) -> None:
     """A page of zeros in place of any page that is not zeros already is refused."""
     content = data_file(Store(original)).read_bytes()
-    pages = [page for page in range(len(content) // fmt.PAGE) if any(content[page * fmt.PAGE : (page + 1) * fmt.PAGE])]
+    pages = [page for page in range(len(content) // PAGESIZE) if any(content[page * PAGESIZE : (page + 1) * PAGESIZE])]
     outcomes = opened_in_a_process(damaged(original, tmp_path, [zeroed(page) for page in pages]))
     assert outcomes == ["refused"] * len(pages)
 
@@ -141,7 +142,7 @@ def test_a_zeroed_page_is_refused(original: Path, tmp_path: Path) -> None:
 def test_a_longer_file_is_refused(store: Store) -> None:
     """A file that something was appended to is not the one that was written."""
     with data_file(store).open("ab") as file:
-        file.write(bytes(fmt.PAGE))
+        file.write(bytes(PAGESIZE))
     with pytest.raises(CorruptError, match=r"data\.mdb has .* bytes, not the"):
         store.open(store.current())
 
@@ -158,7 +159,7 @@ def test_a_missing_file_is_refused(store: Store) -> None:
 def test_a_file_that_changed_is_checked_again(store: Store) -> None:
     """A segment whose file was damaged after it was closed is checked again, and refused."""
     store.open(store.current()).close()
-    cut(5 * fmt.PAGE)(data_file(store))
+    cut(5 * PAGESIZE)(data_file(store))
     with pytest.raises(CorruptError):
         store.open(store.current())
 
@@ -166,7 +167,7 @@ def test_a_file_that_changed_is_checked_again(store: Store) -> None:
 def test_verify_finds_what_quick_checks_cannot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` compares sha256 too, so it finds damage that xxh3 would miss."""
     recorded = store.manifest(store.current()).segments[0].file.xxh3_128
-    flip(data_file(store), 3 * fmt.PAGE + 100)
+    flip(data_file(store), 3 * PAGESIZE + 100)
     monkeypatch.setattr("store.files.xxhash.xxh3_128", lambda: _Constant(recorded))
     problems = [str(problem) for _, problem in verify(store) if problem is not None]
     assert len(problems) == 1
@@ -250,5 +251,5 @@ def test_a_segment_has_no_slack(original: Path) -> None:
     """The file ends with the last page that LMDB uses: what a copy has to move is what was written."""
     size = data_file(Store(original)).stat().st_size
     arrays = ROWS * (16 + 8 + 4 + 8 + 16 + 8 + 4 + 4) + 4 * 1025 + sum(len(d.id) for d in documents(ROWS))
-    assert arrays < size < arrays + 20 * fmt.PAGE
-    assert size % fmt.PAGE == 0
+    assert arrays < size < arrays + 20 * PAGESIZE
+    assert size % PAGESIZE == 0
