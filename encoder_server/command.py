@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from encoder_server.current import current_manifest
 from encoder_server.documents import Document, DocumentSource, Rejection
-from encoder_server.refresh import Refresh, current_manifest
+from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
@@ -140,12 +141,14 @@ class _Reader:
 
     def __init__(self, source: DocumentSource, refresh: Refresh) -> None:
         self._source, self._refresh = source, refresh
-        self._reading = False
+        self._reading = self._interrupted = False
 
     def __iter__(self) -> Iterator[list[Document | Rejection]]:
         documents = iter(self._source)
         while True:
             self._reading = True
+            if self._interrupted:
+                raise KeyboardInterrupt
             chunk = list(islice(documents, _READ_AT_ONCE))
             self._reading = False
             if not chunk:
@@ -161,6 +164,7 @@ class _Reader:
             signal.signal(signal.SIGINT, before)
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        self._interrupted = True
         self._refresh.cancel()
         if self._reading:
             self._reading = False  # once: a second interrupt must not break into what ends the refresh

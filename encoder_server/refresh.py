@@ -21,19 +21,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from encoder_server.current import current_manifest, notices
 from encoder_server.documents import Document, Rejection
 from encoder_server.sample import Sample
 from encoder_server.settings import default_workers
 from store.documents import Batch
-from store.errors import (
-    CorruptError,
-    EmptyGenerationError,
-    GenerationNotFoundError,
-    NoGenerationError,
-    StoreFullError,
-    StoreNotFoundError,
-)
-from store.manifest import IdType, Manifest
+from store.errors import EmptyGenerationError, StoreFullError
+from store.manifest import IdType
 from store.store import Store
 from store.writer import Writer, digests
 from twinbert import __version__
@@ -65,18 +59,6 @@ class Progress:
     duplicates: int
     truncated: int
     deleted: int = 0
-
-
-def current_manifest(store: Store) -> Manifest | None:
-    """Manifest of the current generation; None where there is none that can be read.
-
-    Raises:
-        FormatError: a newer version wrote it.
-    """
-    try:
-        return store.manifest(store.current())
-    except (StoreNotFoundError, NoGenerationError, CorruptError, GenerationNotFoundError):
-        return None
 
 
 class Refresh:
@@ -184,6 +166,8 @@ class Refresh:
             self._window_characters += len(document.text)
             if len(self._window) == _WINDOW_DOCUMENTS or self._window_characters >= _WINDOW_CHARACTERS:
                 self._submit_window()
+        while self._in_flight and self._in_flight[0][1].done():  # where the input is slow, nothing waits for it
+            self._collect()
 
     def commit(self) -> str:
         """Publishes what was added; returns the generation's name.
@@ -224,7 +208,7 @@ class Refresh:
         )
         self._writer = self._exit.enter_context(writer)
         self.id_type = id_type
-        self.notices = _notices(self._current, writer, self.encoding, bundle.fingerprint)
+        self.notices = notices(self._current, writer, self.encoding, bundle.fingerprint)
         self._appendable = True
 
     def _submit_window(self) -> None:
@@ -298,20 +282,6 @@ class Refresh:
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:
             raise CancelledError("the refresh was cancelled; what it encoded is reused by the next one")
-
-
-def _notices(current: Manifest | None, writer: Writer, encoding: str, fingerprint: str) -> list[str]:
-    if writer.damage is not None:
-        return [f"rows of the current generation are not reused, it is damaged: {writer.damage}"]
-    if current is None:
-        return []
-    if current.fingerprint != fingerprint:
-        difference = f"has the fingerprint {current.fingerprint}, the bundle {fingerprint}"
-    elif current.encoding != encoding:
-        difference = f"is stored as {current.encoding}, this one as {encoding}"
-    else:
-        return []
-    return [f"every document is encoded again: generation {current.name} {difference}"]
 
 
 def _runs(lengths_N: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:

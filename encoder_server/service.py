@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 
+from encoder_server.current import current_manifest
 from encoder_server.metrics import Metrics
-from encoder_server.refresh import current_manifest
 from encoder_server.settings import Settings
 from encoder_server.stream import RefreshStream
 from store.store import Store

@@ -1,0 +1,35 @@
+"""The generation that a refresh follows: its encoding, its ids, and whether its rows can be reused."""
+
+from __future__ import annotations
+
+from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreNotFoundError
+from store.manifest import Manifest
+from store.store import Store
+from store.writer import Writer
+
+
+def current_manifest(store: Store) -> Manifest | None:
+    """Manifest of the current generation; None where there is none that can be read.
+
+    Raises:
+        FormatError: a newer version wrote it.
+    """
+    try:
+        return store.manifest(store.current())
+    except (StoreNotFoundError, NoGenerationError, CorruptError, GenerationNotFoundError):
+        return None
+
+
+def notices(current: Manifest | None, writer: Writer, encoding: str, fingerprint: str) -> list[str]:
+    """Why the writer of the next generation cannot reuse rows of the current one, in sentences; none where it can."""
+    if writer.damage is not None:
+        return [f"rows of the current generation are not reused, it is damaged: {writer.damage}"]
+    if current is None:
+        return []
+    if current.fingerprint != fingerprint:
+        difference = f"has the fingerprint {current.fingerprint}, the bundle {fingerprint}"
+    elif current.encoding != encoding:
+        difference = f"is stored as {current.encoding}, this one as {encoding}"
+    else:
+        return []
+    return [f"every document is encoded again: generation {current.name} {difference}"]
