@@ -14,11 +14,11 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from twinbert.tokenizer import WordPiece
 
 PARITY_LIMIT = 1e-4
 OPSET = 20  # the first with Gelu, which ONNX Runtime fuses with the bias before it
+_EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")  # packages whose versions shape the graphs or their parity
 _MAX_PROTOBUF = 2**31 - 2**20  # protobuf's 2 GiB, less what a graph needs beside its weights
 
 
@@ -98,8 +99,9 @@ def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
     query = document if twin.config.shared else _to_onnx(twin.query, tokens, "embeddings")
     (directory / "document.onnx").write_bytes(document)
     if query == document:
-        (directory / "query.onnx").hardlink_to(directory / "document.onnx")
-    else:
+        with contextlib.suppress(OSError):  # a file system without links holds the bytes twice
+            (directory / "query.onnx").hardlink_to(directory / "document.onnx")
+    if not (directory / "query.onnx").exists():
         (directory / "query.onnx").write_bytes(query)
     vectors = torch.ones(3, twin.config.document.dimension)
     for kind in twin.config.crossings:
@@ -152,6 +154,7 @@ def _quiet() -> Iterator[None]:
 
 def _strip(model: onnx.ModelProto) -> None:
     """Removes what does not compute: stack traces with paths of this machine, and the exporter's names of shapes."""
+    model.ClearField("producer_version")  # a CPU and a GPU build of one torch version differ in it
     model.ClearField("metadata_props")
     model.graph.ClearField("value_info")
     graph = model.graph
@@ -203,12 +206,7 @@ def _configuration(twin: TwinBert, directory: Path, *, source: Mapping[str, str]
             dimension=document.dimension,
         ),
         "files": files,
-        "versions": {
-            "twinbert": __version__,
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        "versions": {"twinbert": __version__, **{name: metadata.version(name) for name in _EXPORTERS}},
     }
 
 

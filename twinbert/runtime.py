@@ -136,8 +136,8 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # A thread that spins between two matrix products costs a core that also has to answer RPCs: at 2 threads and 100
-    # queries/s 1.3 cores against 0.4.
+    # Threads that spin while they wait take cores from whoever answers RPCs: with 2 threads and a query every 15 ms,
+    # 1.3 cores are busy instead of 0.4.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Both keep memory for the largest run and for every shape seen; without them runs are as fast and memory is stable.
     options.enable_cpu_mem_arena = False

@@ -62,8 +62,7 @@ class Tokenizer(Protocol):
 class WordPiece:
     """The tokenizer of a Hugging Face BERT. Longer texts are cut so that the closing [SEP] stays.
 
-    Encoding releases the GIL, and spreads a batch over the cores with the library's own threads, which do not survive a
-    fork: open a tokenizer in the process that uses it.
+    Encoding releases the GIL, and the library spreads a batch over the cores with threads of its own.
 
     Args:
         path: tokenizer.json. What it says of padding and truncation is replaced.
