@@ -90,13 +90,12 @@ def test_quality_is_kept(store: Store) -> None:
     assert store.manifest(store.current()).quality == quality
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x80])
-def test_every_flipped_byte_is_refused(store: Store, mask: int) -> None:
-    """A manifest with one flipped bit anywhere is refused."""
+def test_every_flipped_byte_is_refused(store: Store) -> None:
+    """A manifest with one flipped bit in any of its bytes is refused."""
     path = manifest_path(store)
     content = path.read_bytes()
     for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         with pytest.raises((CorruptError, FormatError)):
             store.manifest(store.current())
 

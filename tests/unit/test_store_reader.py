@@ -152,7 +152,7 @@ def test_many_threads_share_a_store(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         readers = [threads.submit(reading) for _ in range(4)]
         try:
-            for count in range(21, 41):
+            for count in range(21, 29):
                 refresh(store, documents(count))
         finally:
             done.set()

@@ -136,7 +136,7 @@ def test_store_equals_a_dict(ids: st.SearchStrategy[Any]) -> None:
     encoding, readers find exactly what the last published refresh was given, and no text is encoded twice.
     """
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(refreshes(ids))
     def check(case: tuple[list[Any], list[Step]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
