@@ -10,9 +10,10 @@ import onnx
 import pytest
 import torch
 
+from twinbert import export as export_module
 from twinbert.bundle import BUNDLE_JSON, Bundle
 from twinbert.errors import BundleError, ExportError, UsageError
-from twinbert.export import _to_onnx, export
+from twinbert.export import _quality, export
 from twinbert.model.checkpoint import open_twin
 from twinbert.model.twin import TwinBert
 
@@ -68,19 +69,33 @@ def test_what_was_measured_is_in_the_bundle(tiny_bundle: Path, other_bundle: Pat
         assert quality["encodings"]["float16"]["score_largest"] < quality["encodings"]["uint8"]["score_largest"]
 
 
-def test_a_broken_model_becomes_no_bundle(other_bundle: Path, tmp_path: Path) -> None:
-    """Weights that are not numbers fail the comparison with torch, and nothing is left behind."""
+def test_graphs_that_differ_from_their_model_are_refused(other_bundle: Path) -> None:
+    """A difference above the limit, or one that is no number, is an error that says how large it is."""
     opened = Bundle.open(other_bundle)
-    twin = open_twin(opened)
+    twin = open_twin(opened).eval()
     with torch.no_grad():
+        twin.document.embeddings.segment[0] += 1
+        with pytest.raises(
+            ExportError, match=r"embeddings of the exported graphs differ from the model's by \d\.\d+, more"
+        ):
+            _quality(twin, opened)
         twin.document.embeddings.segment[0] = torch.nan
-    with pytest.raises(ExportError, match="embeddings of the exported graphs differ from the model's by nan"):
-        export(twin, tmp_path / "broken", tokenizer=opened.file("tokenizer.json"), source={"name": "broken"})
+        with pytest.raises(ExportError, match="embeddings of the exported graphs differ from the model's by nan"):
+            _quality(twin, opened)
+
+
+def test_a_failed_export_leaves_nothing(
+    tiny_twin: TwinBert, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that fails halfway, here at weights that are too large for ONNX, takes its files with it."""
+    monkeypatch.setattr(export_module, "_MAX_PROTOBUF", 100)
+    with pytest.raises(ExportError, match=r"a Tower has [\d,]+ bytes of weights; an ONNX file holds less than 2 GiB"):
+        export(tiny_twin, tmp_path / "bundle", tokenizer=tiny_tokenizer, source={})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported_is_refused_at_once(tiny_twin: TwinBert, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """An output that exists, a tokenizer that is missing or too large for the towers, and over 2 GiB of weights."""
+    """An output that exists, and a tokenizer that is missing or has more ids than the towers have words."""
     (tmp_path / "taken").mkdir()
     with pytest.raises(UsageError, match="taken: exists already"):
         export(tiny_twin, tmp_path / "taken", tokenizer=tiny_tokenizer, source={})
@@ -90,6 +105,4 @@ def test_what_cannot_be_exported_is_refused_at_once(tiny_twin: TwinBert, tiny_to
     config = replace(tiny_twin.config, document=small)
     with pytest.raises(ExportError, match=r"tokenizer\.json: has \d+ ids, a tower 20 word embeddings"):
         export(TwinBert(config), tmp_path / "new", tokenizer=tiny_tokenizer, source={})
-    with pytest.raises(ExportError, match="an ONNX file holds less than 2 GiB"):
-        _to_onnx(torch.nn.Linear(2**15, 2**15, device="meta"), {}, "embeddings")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -51,32 +51,15 @@ def _sentence_transformer(
     _write(directory / "2_Dense" / "config.json", dense)
 
 
-def test_a_plain_checkpoint_is_pooled_by_its_mean(checkpoint: Path, tmp_path: Path) -> None:
-    """Without modules.json the embedding is the mean of the states, and texts are as long as there are positions."""
-    bundle = import_bundle(checkpoint, tmp_path / "bundle")
-    assert (bundle.pooling, bundle.normalisation, bundle.activation, bundle.dimension) == (
-        "weighted",
-        "none",
-        "none",
-        16,
-    )
-    assert bundle.max_tokens("query") == bundle.max_tokens("document") == hf_checkpoint.POSITIONS
-    assert bundle.configuration["crossings"]["cosine"] == {
-        "file": "crossing.cosine.onnx",
-        "a": 10.0,
-        "b": -5.0,
-        "calibrated": False,
-    }
-    digest = describe_file(checkpoint / "model.safetensors")["sha256"]
-    assert bundle.configuration["source"] == {"name": "bert", "weights_sha256": digest}
-    tower = Tower(bert_config(checkpoint, pooling="weighted")).eval()
-    load_bert(tower, checkpoint / "model.safetensors")
-    runtime = Runtime(bundle, towers=TOWERS)
-    ids_1L = torch.from_numpy(runtime.tokenize(["a list of shoes"]).ids[0])[None]
+def test_a_plain_checkpoint_is_pooled_by_its_mean(checkpoint: Path) -> None:
+    """Without modules.json an embedding is the mean of the states, and texts are as long as there are positions."""
+    twin = importing._load(importing._read_layout(checkpoint), checkpoint / "model.safetensors").eval()
+    assert twin.config.query_max_tokens == twin.config.document_max_tokens == hf_checkpoint.POSITIONS
+    ids_BL = torch.tensor(hf_checkpoint.INPUT_IDS)[:1]
     with torch.no_grad():
-        expected_1D = tower.states(ids_1L, torch.ones_like(ids_1L)).mean(1).numpy()
-    for name in TOWERS:
-        np.testing.assert_allclose(runtime.encode(["a list of shoes"], name), expected_1D, rtol=0, atol=2e-6)
+        for tower in (twin.query, twin.document):
+            mean_BD = tower.states(ids_BL, torch.ones_like(ids_BL)).mean(1)
+            assert torch.allclose(tower(ids_BL, torch.ones_like(ids_BL)), mean_BD, atol=1e-6)
 
 
 def test_a_sentence_transformer_brings_its_pooling_projection_and_length(checkpoint: Path, tmp_path: Path) -> None:
@@ -89,17 +72,22 @@ def test_a_sentence_transformer_brings_its_pooling_projection_and_length(checkpo
     safetensors.torch.save_file(dense, checkpoint / "2_Dense" / "model.safetensors")
     bundle = import_bundle(str(checkpoint), tmp_path / "bundle")
     assert (bundle.pooling, bundle.normalisation, bundle.activation, bundle.dimension) == ("cls", "l2", "tanh", 8)
-    assert bundle.max_tokens("document") == 20
+    assert bundle.max_tokens("query") == bundle.max_tokens("document") == 20
+    crossing = {"file": "crossing.cosine.onnx", "a": 10.0, "b": -5.0, "calibrated": False}
+    assert bundle.configuration["crossings"] == {"cosine": crossing}
+    digest = describe_file(checkpoint / "model.safetensors")["sha256"]
+    assert bundle.configuration["source"] == {"name": "bert", "weights_sha256": digest}
     tower = Tower(bert_config(checkpoint, pooling="cls")).eval()
     load_bert(tower, checkpoint / "model.safetensors")
-    runtime = Runtime(bundle)
+    runtime = Runtime(bundle, towers=TOWERS)
     ids_1L = torch.from_numpy(runtime.tokenize(["a list of shoes"]).ids[0])[None]
     with torch.no_grad():
         vector_1H = tower.states(ids_1L, torch.ones_like(ids_1L))[:, 0]
         expected_1D = torch.nn.functional.normalize(
             torch.tanh(vector_1H @ dense["linear.weight"].T + dense["linear.bias"]), dim=-1
         ).numpy()
-    np.testing.assert_allclose(runtime.encode(["a list of shoes"]), expected_1D, rtol=0, atol=2e-6)
+    for name in TOWERS:
+        np.testing.assert_allclose(runtime.encode(["a list of shoes"], name), expected_1D, rtol=0, atol=2e-6)
 
 
 CHAIN = ("Transformer", "Pooling")
