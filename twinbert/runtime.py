@@ -100,6 +100,9 @@ class Runtime:
     def cross(self, queries_QD: Floats, documents_ND: Floats, task_N: Ints, crossing: str | None = None) -> Floats:
         """Probabilities [N] in [0, 1]: document n against query task_N[n].
 
+        A pair's score is the same in any company: bit for bit where D is a multiple of 4, so that every row is aligned
+        alike, else to about 1e-7.
+
         Args:
             queries_QD: embeddings of the query tower.
             documents_ND: embeddings of the document tower, under the bundle's fingerprint.
