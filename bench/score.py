@@ -30,7 +30,7 @@ from bench import noop, report
 from bench.cross_encoder import CrossEncoder
 from bench.queries import QUERIES
 from demo.corpus import write_corpus
-from scorer_server.settings import default_threads
+from scorer_server.settings import Settings
 from twinbert.bundle import Bundle
 from twinbert.importing import import_bundle
 from twinbert.runtime import Runtime
@@ -97,9 +97,7 @@ def _noop(size: int) -> Iterator[str]:
 
 
 def _measure(address: str, bundle: Path, documents: dict[str, str], rounds: int, stack: contextlib.ExitStack) -> str:
-    threads = default_threads()
-    torch.set_num_threads(threads)
-    runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=threads)
+    runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=Settings().threads)
     tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(512)
@@ -141,7 +139,8 @@ def _measure(address: str, bundle: Path, documents: dict[str, str], rounds: int,
     pairs = [cross_encoder.tokens(r.tasks[0].query, [documents[i] for i in r.tasks[0].document_ids]) for r in requests]
     lengths = runtime.tokenize(QUERIES).lengths
     setting = [
-        f"- {rounds} rounds of {CALLS} calls of (a), (b) and (c), and one of (d), in turn; {threads} threads each",
+        f"- {rounds} rounds of {CALLS} calls of (a), (b) and (c), and one of (d), in turn; {Settings().threads} thread for (c) and each engine of (a), "
+        f"{torch.get_num_threads()} for (d)",
         f"- queries of {lengths.min()} to {lengths.max()} tokens, median {int(np.median(lengths))}; "
         f"{np.mean(pairs) / CANDIDATES:.0f} tokens a pair for (d); messages of {request_size:,} bytes to the server",
     ]

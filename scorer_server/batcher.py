@@ -10,6 +10,7 @@ Shapes: Q queries of a request, B queries of a batch, D dimension.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -100,6 +101,7 @@ class Batcher:
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
         self._max_tokens = runtime.max_tokens("query")
         self._queue: deque[_Pending] = deque()
+        self._waiting_tokens = 0  # of the queue
         self._in_flight: dict[str, _Pending] = {}
         self._idle = settings.engines
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
@@ -147,6 +149,7 @@ class Batcher:
             tokens = min(self._max_tokens, 2 + len(query.encode()) // 3)
             pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
             self._queue.append(pending)
+            self._waiting_tokens += tokens
         return pending
 
     def _start(self) -> None:
@@ -163,20 +166,22 @@ class Batcher:
         self._metrics.queue_depth.set(len(self._queue))
 
     def _take(self) -> list[_Pending]:
-        """The next batch: at most `batch_tokens` tokens, without queries that nobody waits for."""
+        """The next batch: an idle engine's share of what waits, without queries that nobody waits for any more."""
         batch: list[_Pending] = []
-        tokens = 0
+        tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         while self._queue:
             pending = self._queue[0]
-            if all(ticket.done.done() for ticket, _ in pending.wanted):
-                self._queue.popleft()
+            wanted = not all(ticket.done.done() for ticket, _ in pending.wanted)
+            if wanted and batch and tokens + pending.tokens > limit:
+                break
+            self._queue.popleft()
+            self._waiting_tokens -= pending.tokens
+            if wanted:
+                batch.append(pending)
+                tokens += pending.tokens
+            else:
                 del self._in_flight[pending.text]
                 self._metrics.dropped.inc()
-                continue
-            if batch and tokens + pending.tokens > self._settings.batch_tokens:
-                break
-            batch.append(self._queue.popleft())
-            tokens += pending.tokens
         return batch
 
     def _encode(self, texts: list[str]) -> _Encoded:

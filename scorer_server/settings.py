@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 
 
-def default_threads() -> int:
-    """One a core that this process may use, up to 4: a query of a few tokens has no work for more."""
+def default_engines() -> int:
+    """One a core that this process may use, up to 4: beyond that, more processes serve better than more engines."""
     return min(4, len(os.sched_getaffinity(0)))
 
 
@@ -37,7 +37,7 @@ class Settings:
     Attributes:
         limits: what a request may ask for.
         engines: batches that are encoded at a time.
-        threads: threads that encode one batch.
+        threads: threads that encode one batch. One query of a few tokens has no work for two: engines use cores better.
         queue: queries that may wait for an engine; more are refused with RESOURCE_EXHAUSTED.
         batch_tokens: tokens of one batch, estimated from the length of the text.
         cache_bytes: memory for the query cache; 0 turns it off.
@@ -48,8 +48,8 @@ class Settings:
     """
 
     limits: Limits = field(default_factory=Limits)
-    engines: int = 1
-    threads: int = field(default_factory=default_threads)
+    engines: int = field(default_factory=default_engines)
+    threads: int = 1
     queue: int = 512
     batch_tokens: int = 1024
     cache_bytes: int = 64 << 20

@@ -24,11 +24,10 @@ def serve(
     address: BindOption = SCORER_ADDRESS,
     metrics_port: MetricsPortOption = SCORER_METRICS_PORT,
     metrics_host: Annotated[str, typer.Option(metavar="HOST", help="Where /metrics listens.")] = "127.0.0.1",
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Threads that encode a batch; by default one a core, up to 4."),
+    engines: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Batches encoded at a time; by default one a core, up to 4.")
     ] = None,
-    engines: Annotated[int, typer.Option(metavar="N", min=1, help="Batches encoded at a time.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that encode one batch.")] = 1,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that may wait for an engine.")] = 512,
     cache_bytes: Annotated[int, typer.Option(metavar="BYTES", min=0, help="Memory of the query cache.")] = 64 << 20,
     max_tasks: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks of one request.")] = 64,
@@ -51,7 +50,7 @@ def serve(
     # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from scorer_server.server import serve as run
-    from scorer_server.settings import Limits, Settings, default_threads
+    from scorer_server.settings import Limits, Settings, default_engines
     from twinbert.serving.lifecycle import Listening
 
     run(
@@ -72,8 +71,8 @@ def serve(
                 query_bytes=max_query_bytes,
                 hits=max_hits,
             ),
-            engines=engines,
-            threads=threads or default_threads(),
+            engines=engines or default_engines(),
+            threads=threads,
             queue=queue,
             cache_bytes=cache_bytes,
             hold_generations=hold_generations,
