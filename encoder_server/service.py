@@ -12,7 +12,7 @@ import grpc.aio
 from encoder_server.current import current_manifest
 from encoder_server.metrics import Metrics
 from encoder_server.settings import Settings
-from encoder_server.stream import RefreshStream
+from encoder_server.stream import Refresher
 from store.store import Store
 from twinbert.bundle import TOWERS, Tower
 from twinbert.errors import InvalidRequestError, QueueFullError
@@ -41,6 +41,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self.state = State()
         self.rpc_metrics = metrics.rpc
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+        self._refresher = Refresher(store, runtime, settings, metrics)
         self._workers = ThreadPoolExecutor(settings.workers, "encode")
         self._encodes = 0
 
@@ -67,8 +68,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> None:
         """See the contract."""
         self.state.require_serving()
-        stream = RefreshStream(self._store, self._runtime, self._settings, self._metrics)
-        await stream.answer(request_iterator, context.write)
+        await self._refresher.answer(request_iterator, context.write)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
@@ -76,7 +76,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Warms both towers; ends the workers when the server has stopped."""
+        """Warms both towers; when the server has drained, ends what still works."""
         for tower in TOWERS:
             await asyncio.to_thread(self._runtime.encode, ["warm"], tower)
         if manifest := current_manifest(self._store):
@@ -84,6 +84,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         try:
             yield
         finally:
+            await self._refresher.close()
             self._workers.shutdown(cancel_futures=True)
 
     def _checked(self, request: pb.EncodeRequest) -> Tower:

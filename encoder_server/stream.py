@@ -1,4 +1,4 @@
-"""One Refresh call: its requests drive the pipeline, which works in a thread of its own.
+"""Refresh calls: the requests of each drive a pipeline, which works in a thread of its own.
 
 The next request is read when the last one is done with, so a client that sends faster than documents are encoded is
 held back by gRPC's flow control.
@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from google.protobuf.message import DecodeError
 
 from encoder_server.documents import Document, Rejection
 from encoder_server.documents.document import Columns, InvalidValueError, Row, document_key, document_text
@@ -38,8 +40,8 @@ _T = TypeVar("_T")
 Reply = Callable[[pb.RefreshResponse], Awaitable[None]]
 
 
-class RefreshStream:
-    """Answers one Refresh call.
+class Refresher:
+    """Answers Refresh calls.
 
     Args:
         store: the store.
@@ -50,6 +52,7 @@ class RefreshStream:
 
     def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def answer(self, requests: AsyncIterator[pb.RefreshRequest], reply: Reply) -> None:
         """Replies after each batch, and with the generation once it is published and the store's lock released.
@@ -95,12 +98,32 @@ class RefreshStream:
             message = str(error)
             raise
         finally:
-            try:
-                await thread.end()
-            finally:
-                self._metrics.refreshes[outcome].inc()
-                self._metrics.duration.observe(time.monotonic() - started)
-                _log(refresh, outcome, message)
+            # A task of its own, since gRPC may cancel a call more than once.
+            ending = asyncio.create_task(thread.end())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            ending.add_done_callback(lambda _: self._account(refresh, outcome, message, started))
+            await asyncio.shield(ending)
+
+    def _account(self, refresh: Refresh, outcome: str, message: str, started: float) -> None:
+        self._metrics.refreshes[outcome].inc()
+        self._metrics.duration.observe(time.monotonic() - started)
+        progress = refresh.progress
+        event(
+            f"refresh_{outcome}",
+            message=message,
+            generation=refresh.generation,
+            received=progress.received,
+            encoded=progress.encoded,
+            reused=progress.reused,
+            rejected=progress.rejected,
+            notices=refresh.notices,
+        )
+
+    async def close(self) -> None:
+        """Waits until the refreshes whose calls have ended have let go of the store."""
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     async def _next(self, requests: AsyncIterator[pb.RefreshRequest]) -> pb.RefreshRequest | None:
         try:
@@ -111,6 +134,8 @@ class RefreshStream:
                 f"the refresh sent nothing for {self._settings.idle_s:g} s and is ended, so that others can have the "
                 "store; nothing was published, and what it encoded is reused by the next one"
             ) from None
+        except DecodeError as error:  # for example text that is not UTF-8
+            raise InvalidRequestError("step", f"cannot be parsed: {error}") from error
 
 
 class _Thread:
@@ -128,32 +153,16 @@ class _Thread:
             self._count()
 
     async def end(self) -> None:
-        """Breaks off what the refresh is at, and releases the store's lock even if this call is cancelled meanwhile."""
+        """Breaks off what the refresh is at, and releases the store's lock."""
         self._refresh.cancel()
-        ending = self._executor.submit(self._refresh.__exit__, None, None, None)
-        self._executor.shutdown(wait=False)
         try:
-            await asyncio.shield(asyncio.wrap_future(ending))
+            await self.call(self._refresh.__exit__, None, None, None)
         finally:
-            self._count()
+            self._executor.shutdown(wait=False)
 
     def _count(self) -> None:
         before, self._counted = self._counted, self._refresh.progress
         self._metrics.count(before, self._counted)
-
-
-def _log(refresh: Refresh, outcome: str, message: str) -> None:
-    progress = refresh.progress
-    event(
-        f"refresh_{outcome}",
-        message=message,
-        generation=refresh.generation,
-        received=progress.received,
-        encoded=progress.encoded,
-        reused=progress.reused,
-        rejected=progress.rejected,
-        notices=refresh.notices,
-    )
 
 
 def _stored_as(first: pb.RefreshRequest | None) -> str | None:

@@ -285,6 +285,17 @@ def test_a_bad_refresh(stub: Any, requests: list[pb.RefreshRequest], code: grpc.
     assert (found, message in details) == (code, True), details
 
 
+def test_text_that_is_not_utf8(server: Server) -> None:
+    """A batch that cannot be parsed ends the refresh as the client's fault."""
+    good = batch(pb.Document(id="a", text="QQ")).SerializeToString()
+    requests = [start().SerializeToString(), good, good.replace(b"QQ", b"\xff\xfe")]
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream("/twinbert.v1.EncoderService/Refresh", lambda message: message, bytes)
+        code, details, _, _ = error_of(lambda: list(call(iter(requests))))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "bad UTF-8" in details
+
+
 def test_a_silent_stream_does_not_hold_the_store(tiny_bundle: Path, store: Path) -> None:
     """A refresh that sends nothing for --idle-seconds is ended, and the next one can run."""
     with running("encoder", tiny_bundle, store, "--idle-seconds", "0.2") as server, connected(server) as stub:
