@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -21,17 +20,21 @@ from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_score, crossing_name
 from scorer_server.settings import Limits
 from scorer_server.snapshots import Snapshots
-from store.reader import Generation, Located
+from store.reader import Generation
 from twinbert.runtime import Floats, Runtime
 from twinbert.v1 import scorer_pb2 as pb
 
 OK, NOT_FOUND, NOT_SCORED = pb.DOCUMENT_STATUS_OK, pb.DOCUMENT_STATUS_NOT_FOUND, pb.DOCUMENT_STATUS_NOT_SCORED
+_STATUSES = {"ok": OK, "not_found": NOT_FOUND, "not_scored": NOT_SCORED}
 
 # A partial answer leaves this long before the deadline.
 PARTIAL_MARGIN_S = 0.005
 
 # Crossing this many takes about as long as going to a thread and back; more would hold up the event loop.
 _INLINE_CANDIDATES = 1000
+
+# Of a full queue of 512 requests, this many rows of 384 float32 each are 200 MB.
+_EARLY_CANDIDATES = 256
 
 
 class Scorer:
@@ -70,34 +73,24 @@ class Scorer:
         crossing = crossing_name(request.crossing, self._runtime.bundle)
         queries = check_queries([task.query for task in request.tasks], "tasks", self._limits)
         with self._snapshots.hold(request.generation) as generation, self._batcher.submit(queries) as ticket:
-            # The engine encodes while the candidates are found.
-            located = generation.locate(_ids(request, generation))
-            found_s = time.perf_counter() - started
+            # While the engine encodes, all is made ready that does not need the embeddings.
+            answer = _Answer(request, generation, self._runtime, crossing)
             margin = None if remaining is None else max(0.0, remaining - PARTIAL_MARGIN_S)
             await _encoded(ticket, margin if request.allow_partial else None)
-            counts_Q = [len(task.document_ids) or len(task.document_numbers) for task in request.tasks]
-            finish = _Finish(
-                runtime=self._runtime,
-                generation=generation,
-                ticket=ticket,
-                located=located,
-                counts_Q=counts_Q,
-                crossing=crossing,
-            )
-            if len(located.found) <= _INLINE_CANDIDATES:
-                response = finish()
+            if len(answer.tasks_N) <= _INLINE_CANDIDATES:
+                response = answer.finish(ticket.embeddings)
             else:
-                response = await asyncio.get_running_loop().run_in_executor(self._executor, finish)
-            finish.lookup_s += found_s
-            self._observe(finish)
-            set_times(response.times, ticket, finish.lookup_s, finish.cross_s, started)
+                run = asyncio.get_running_loop().run_in_executor
+                response = await run(self._executor, answer.finish, ticket.embeddings)
+            set_times(response.times, ticket, answer.lookup_s, answer.cross_s, started)
+            self._observe(answer)
             return response
 
-    def _observe(self, finish: _Finish) -> None:
+    def _observe(self, answer: _Answer) -> None:
         metrics = self._metrics
-        metrics.stages["lookup"].observe(finish.lookup_s)
-        metrics.stages["cross"].observe(finish.cross_s)
-        for status, count in (("ok", finish.ok), ("not_found", finish.not_found), ("not_scored", finish.not_scored)):
+        metrics.stages["lookup"].observe(answer.lookup_s)
+        metrics.stages["cross"].observe(answer.cross_s)
+        for status, count in answer.counts.items():
             if count:
                 metrics.candidates[status].inc(count)
 
@@ -106,55 +99,66 @@ class Scorer:
         self._executor.shutdown()
 
 
-@dataclass(kw_only=True, slots=True)
-class _Finish:
-    """What is left once the queries are encoded: read, cross, and write the response. Then it says what it did."""
+class _Answer:
+    """The response to a request, as far as it is made.
 
-    runtime: Runtime
-    generation: Generation
-    ticket: Ticket
-    located: Located
-    counts_Q: Sequence[int]
-    crossing: str
-    lookup_s: float = 0.0
-    cross_s: float = 0.0
-    ok: int = 0
-    not_found: int = 0
-    not_scored: int = 0
+    Attributes:
+        tasks_N: int64, which task each candidate belongs to.
+        lookup_s: finding and reading the candidates, in seconds.
+        cross_s: crossing them, in seconds.
+        counts: candidates by status.
+    """
 
-    def __call__(self) -> pb.ScoreResponse:
-        ready_Q = np.array([embedding_D is not None for embedding_D in self.ticket.embeddings])
-        located, tasks_N = self.located, np.repeat(np.arange(len(ready_Q)), self.counts_Q)
-        if not ready_Q.all():
-            ready_N = ready_Q[tasks_N]
-            located = Located(located.found & ready_N, located.rows[ready_N[located.found]])
-        scores_N = np.full(len(tasks_N), np.nan, dtype=np.float32)
-        scores_N[located.found] = self._cross(located, tasks_N[located.found])
+    def __init__(self, request: pb.ScoreRequest, generation: Generation, runtime: Runtime, crossing: str) -> None:
+        begun = time.perf_counter()
+        self._generation, self._runtime, self._crossing = generation, runtime, crossing
+        self._counts_Q = [len(task.document_ids) or len(task.document_numbers) for task in request.tasks]
+        self._located = generation.locate(_ids(request, generation))
+        self._statuses_N = np.where(self._located.found, OK, NOT_FOUND)
+        self.tasks_N = np.repeat(np.arange(len(self._counts_Q)), self._counts_Q)
+        # Read early only what is small: many requests may be waiting.
+        early = len(self.tasks_N) <= _EARLY_CANDIDATES
+        self._documents_FD = generation.read(self._located) if early else None
+        self.lookup_s, self.cross_s = time.perf_counter() - begun, 0.0
+        self.counts: dict[str, int] = {}
 
-        statuses_N = np.where(self.located.found, OK, NOT_FOUND)
-        statuses_N[~ready_Q[tasks_N]] = NOT_SCORED
-        counts = np.bincount(statuses_N, minlength=4).tolist()
-        self.ok, self.not_found, self.not_scored = counts[OK], counts[NOT_FOUND], counts[NOT_SCORED]
+    def finish(self, embeddings: Sequence[Floats | None]) -> pb.ScoreResponse:
+        """Crosses the candidates of the tasks whose query is encoded, and writes the response."""
+        found_N = self._located.found
+        tasks_F = self.tasks_N if len(self._located.rows) == len(found_N) else self.tasks_N[found_N]
+        scores_F = self._cross(embeddings, tasks_F)
+        if len(self._located.rows) == len(found_N):
+            scores_N = scores_F
+        else:
+            scores_N = np.full(len(found_N), np.nan, dtype=np.float32)
+            scores_N[found_N] = scores_F
+        if any(one is None for one in embeddings):
+            missing_N = np.array([one is None for one in embeddings])[self.tasks_N]
+            self._statuses_N[missing_N], scores_N[missing_N] = NOT_SCORED, np.nan
 
-        response = pb.ScoreResponse(generation=self.generation.name, model=self.runtime.bundle.model)
         # Lists: protobuf takes them eight times faster than arrays.
-        scores, statuses, start = scores_N.tolist(), statuses_N.tolist(), 0
-        for count in self.counts_Q:
-            end = start + count
-            response.results.add(scores=scores[start:end], statuses=statuses[start:end])
-            start = end
+        scores, statuses, start = scores_N.tolist(), self._statuses_N.tolist(), 0
+        self.counts = {name: statuses.count(status) for name, status in _STATUSES.items()}
+        response = pb.ScoreResponse(generation=self._generation.name, model=self._runtime.bundle.model)
+        for count in self._counts_Q:
+            response.results.add(scores=scores[start : start + count], statuses=statuses[start : start + count])
+            start += count
         return response
 
-    def _cross(self, located: Located, tasks_F: npt.NDArray[np.int64]) -> Floats:
+    def _cross(self, embeddings: Sequence[Floats | None], tasks_F: npt.NDArray[np.int64]) -> Floats:
         begun = time.perf_counter()
-        documents_FD = self.generation.read(located)
+        documents_FD = self._generation.read(self._located) if self._documents_FD is None else self._documents_FD
         read = time.perf_counter()
-        zeros_D = np.zeros(documents_FD.shape[1], dtype=np.float32)
-        queries_QD = np.stack([zeros_D if one is None else one for one in self.ticket.embeddings])
-        scores_F = self.runtime.cross(queries_QD, documents_FD, tasks_F, self.crossing)
+        # A query that was not reached is crossed as zeros; what comes of it is not sent.
+        queries_QD = np.zeros((len(embeddings), documents_FD.shape[1]), dtype=np.float32)
+        for row_D, embedding_D in zip(queries_QD, embeddings, strict=True):
+            if embedding_D is not None:
+                row_D[:] = embedding_D
+        scores_F = self._runtime.cross(queries_QD, documents_FD, tasks_F, self._crossing)
         if not math.isfinite(float(scores_F.sum())):
             raise RuntimeError("the crossing layer gave a score that is not finite")
-        self.lookup_s, self.cross_s = read - begun, time.perf_counter() - read
+        self.lookup_s += read - begun
+        self.cross_s = time.perf_counter() - read
         return scores_F
 
 
