@@ -60,8 +60,8 @@ protos: $(PROTOS_STAMP)
 protos-check: $(PROTOS_STAMP)
 	@rm -rf $(PROTOS_VENV)/fresh && mkdir $(PROTOS_VENV)/fresh
 	@$(call generate,$(PROTOS_VENV)/fresh)
-	@for f in $(PROTOS_VENV)/fresh/twinbert/v1/*; do cmp $$f twinbert/v1/$${f##*/} || \
-		{ echo "twinbert/v1 is not what protos/ gives: run make protos" >&2; exit 1; }; done
+	@diff -r --exclude=__pycache__ --exclude=__init__.py $(PROTOS_VENV)/fresh/twinbert/v1 twinbert/v1 || \
+		{ echo "twinbert/v1 is not what protos/ gives: run make protos" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(PROTOS_VENV) .demo

@@ -2,7 +2,7 @@
 
 (a) Score of 1 query × 100 candidates over gRPC, query cache off, client and server on the same cores
 (b) a no-op gRPC method with the same message sizes
-(c) the runtime's encode alone, in this process, with the server's number of threads
+(c) the runtime's encode alone, in this process, with one thread, as each engine of the server has
 (d) a BERT-Base-sized cross-encoder in torch on the same 100 pairs
 
 python -m bench.score [--rounds N]
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -37,7 +38,7 @@ from twinbert.runtime import Runtime
 from twinbert.v1 import scorer_pb2, scorer_pb2_grpc
 
 CANDIDATES = 100
-CALLS = 40  # of (a), (b) and (c) each in a round; (d) takes seconds, so once a round
+CALLS = 40  # of each in a round; (d) takes seconds, so once a round
 
 _FOLDER = Path(__file__).resolve().parent.parent / ".demo"
 _COMMAND = str(Path(sys.executable).with_name("twinbert"))
@@ -97,7 +98,7 @@ def _noop(size: int) -> Iterator[str]:
 
 
 def _measure(address: str, bundle: Path, documents: dict[str, str], rounds: int, stack: contextlib.ExitStack) -> str:
-    runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=Settings().threads)
+    runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=1)
     tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(512)
@@ -112,35 +113,40 @@ def _measure(address: str, bundle: Path, documents: dict[str, str], rounds: int,
         requests.append(scorer_pb2.ScoreRequest(tasks=[scorer_pb2.ScoreTask(query=query, document_ids=ids)]))
     request_size = int(np.mean([request.ByteSize() for request in requests]))
     noop_address = stack.enter_context(_noop(stub.Score(requests[0]).ByteSize()))
-    call_noop = stack.enter_context(grpc.insecure_channel(noop_address)).unary_unary(noop.METHOD)
+    noops = stack.enter_context(grpc.insecure_channel(noop_address))
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = noops.unary_unary(noop.CALL)
+    wait: grpc.UnaryUnaryMultiCallable[bytes, bytes] = noops.unary_unary(noop.WAIT)
     empty = bytes(request_size)
+    pause = noop.SECONDS.pack(0.005) + empty
 
-    steps: dict[str, Callable[[scorer_pb2.ScoreRequest], object]] = {
+    steps: dict[str, Callable[[scorer_pb2.ScoreRequest], Any]] = {
         "a": stub.Score,
-        "b": lambda _request: call_noop(empty),
+        "b": lambda _request: call(empty),
         "c": lambda request: runtime.encode([request.tasks[0].query]),
+        "w": lambda _request: wait(pause),
         "d": lambda request: cross_encoder.score(
             request.tasks[0].query, [documents[id_] for id_ in request.tasks[0].document_ids]
         ),
     }
-    seconds: dict[str, list[list[float]]] = {step: [] for step in steps}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in steps}
     for number in range(-1, rounds):  # the first round only warms up
-        for step, call in steps.items():
-            calls = 1 if step == "d" else CALLS
+        for name, step in steps.items():
+            calls = 1 if name == "d" else CALLS
             times = []
             for turn in range(calls):
                 request = requests[(number * calls + turn) % len(requests)]
                 begun = time.perf_counter()
-                call(request)
-                times.append(time.perf_counter() - begun)
+                answer = step(request)
+                elapsed = time.perf_counter() - begun
+                times.append(elapsed - noop.SECONDS.unpack_from(answer)[0] if name == "w" else elapsed)
             if number >= 0:
-                seconds[step].append(times)
+                seconds[name].append(times)
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     pairs = [cross_encoder.tokens(r.tasks[0].query, [documents[i] for i in r.tasks[0].document_ids]) for r in requests]
     lengths = runtime.tokenize(QUERIES).lengths
     setting = [
-        f"- {rounds} rounds of {CALLS} calls of (a), (b) and (c), and one of (d), in turn; {Settings().threads} thread for (c) and each engine of (a), "
-        f"{torch.get_num_threads()} for (d)",
+        f"- {rounds} rounds of {CALLS} calls of each in turn, but one of (d); one thread for (c) and each "
+        f"of the {Settings().engines} engines of (a), {torch.get_num_threads()} for (d)",
         f"- queries of {lengths.min()} to {lengths.max()} tokens, median {int(np.median(lengths))}; "
         f"{np.mean(pairs) / CANDIDATES:.0f} tokens a pair for (d); messages of {request_size:,} bytes to the server",
     ]
@@ -153,13 +159,15 @@ def _report(seconds: dict[str, list[list[float]]], setting: list[str]) -> str:
         "b": "no-op gRPC method, same message sizes",
         "c": "encode alone, in process",
         "d": "BERT-Base-sized cross-encoder, torch",
+        "w": "no-op after a pause of 5 ms, without the pause",
     }
     rows = [f"| ({step}) {name} | {_cells(seconds[step])} |" for step, name in names.items()]
     medians = {step: np.array([np.median(times) for times in rounds]) for step, rounds in seconds.items()}
-    over = (medians["a"] - medians["c"]) / medians["b"]
+    over, paused = ((medians["a"] - medians["c"]) / medians[step] for step in ("b", "w"))
     ratios = [
         f"| d / a: cross-encoder over Score | {report.spread(medians['d'] / medians['a'])} | at least 300 |",
         f"| (a − c) / b: what Score adds to encoding, in no-op RPCs | {report.spread(over)} | at most 1.5 |",
+        f"| (a − c) / w: the same, in no-op RPCs after a pause | {report.spread(paused)} | |",
         f"| a / c | {report.spread(medians['a'] / medians['c'])} | |",
     ]
     lines = [

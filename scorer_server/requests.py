@@ -49,8 +49,8 @@ def check_score(request: pb.ScoreRequest, limits: Limits) -> None:
         if not strings and not integers:
             raise InvalidRequestError(f"tasks[{number}]", "has no candidates; give document_ids or document_numbers")
         candidates += strings + integers
-        # 127 characters are at most 508 bytes: only longer ones need to be encoded to be measured.
-        if strings and (max(map(len, task.document_ids)) > 127 or not all(task.document_ids)):
+        # A character has at most 4 bytes, so only longer ids need to be encoded to be measured.
+        if strings and (max(map(len, task.document_ids)) > limits.id_bytes // 4 or not all(task.document_ids)):
             _check_ids(number, task.document_ids, limits)
     if candidates > limits.candidates:
         raise InvalidRequestError(

@@ -122,10 +122,11 @@ class Snapshots:
                 self._swap(self._held.pop(name))
             else:
                 self._swap(Snapshot(await asyncio.to_thread(self._open, name)))
-        except (StoreError, TwinbertError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  the edge of a task: nothing may end it while the server serves
             if self._refusal is None or self._refusal.name != name:
-                serving = self._current.generation.name
-                event("generation_refused", level=logging.ERROR, refused=name, serving=serving, why=str(error))
+                trace = None if _expected(error) else error
+                fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}
+                event("generation_refused", level=logging.ERROR, error=trace, **fields)
             self._refusal = _Refusal(name)
             self._metrics.refused.set(1)
 
@@ -139,10 +140,13 @@ class Snapshots:
                 "or serve the one that the store was made with"
             )
         generation = self._store.open(name)
-        generation.warm()
-        for _, documents_ND in generation.scan(1):
+        try:
+            generation.warm()
+            _, documents_ND = next(generation.scan(1))
             self._runtime.cross(documents_ND, documents_ND, np.zeros(1, dtype=np.int64))
-            break
+        except BaseException:
+            generation.close()
+            raise
         return generation
 
     def _swap(self, snapshot: Snapshot) -> None:
@@ -174,3 +178,8 @@ class Snapshots:
 
     def _show(self) -> None:
         self._metrics.set_current(self._current.generation, self._runtime.bundle.model, 1 + len(self._held))
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error says all that there is to say; any other is a bug, and its trace is logged."""
+    return isinstance(error, StoreError | TwinbertError | OSError)

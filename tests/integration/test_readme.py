@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Waits, after a command that was put into the background, until its port answers.
 WAIT = "for try in $(seq 300); do (: < /dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 0.2; done"
+
+# For machines without curl.
+CURL = (
+    """curl() { python -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[-1]).read().decode())' "$@"; }"""
+)
 
 
 def free_port() -> int:
@@ -38,6 +44,8 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
             lines.append(line)
             if line.endswith(" &"):
                 lines.append(WAIT.format(port=ports["50052" if "encoder" in line else "50051"]))
+    if shutil.which("curl") is None:
+        lines.insert(0, CURL)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TWINBERT_ADDRESS": f"127.0.0.1:{ports['50051']}",

@@ -49,6 +49,8 @@ def serve(
     """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
     # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Queries are short: spreading their tokenising over threads costs more than it saves.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from scorer_server.server import serve as run
     from scorer_server.settings import Limits, Settings, default_engines
     from twinbert.serving.lifecycle import Listening

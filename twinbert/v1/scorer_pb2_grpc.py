@@ -30,7 +30,8 @@ class ScorerServiceStub(object):
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     def __init__(self, channel):
@@ -61,7 +62,8 @@ class ScorerServiceServicer(object):
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     def Score(self, request, context):
@@ -117,7 +119,8 @@ class ScorerService(object):
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     @staticmethod

@@ -22,7 +22,8 @@ class ScorerServiceStub:
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -51,7 +52,8 @@ class ScorerServiceAsyncStub:
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     Score: grpc.aio.UnaryUnaryMultiCallable[
@@ -79,7 +81,8 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
     offline and are looked up by id. One server serves one store.
 
     Errors are google.rpc.Status with details: ErrorInfo (domain "twinbert", reason in capitals, e.g. GENERATION_NOT_HELD,
-    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where trying again can help.
+    QUEUE_FULL), BadRequest naming the field where the request is at fault, RetryInfo where it is known when trying again
+    can help (QUEUE_FULL).
     """
 
     @abc.abstractmethod

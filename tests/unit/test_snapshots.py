@@ -1,0 +1,98 @@
+"""Which generation answers, and what happens when another cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scorer_server import snapshots as module
+from scorer_server.metrics import Metrics
+from scorer_server.settings import Settings
+from scorer_server.snapshots import Snapshots
+from store.errors import GenerationNotFoundError
+from store.store import Store
+from tests.unit.test_scoring import CrossingRuntime, published
+
+
+def run(store: Store, test: Any, **settings: Any) -> None:
+    async def main() -> None:
+        runtime: Any = CrossingRuntime()
+        metrics = Metrics()
+        snapshots = Snapshots(store, runtime, Settings(poll_seconds=0.01, **settings), metrics)
+        watching = asyncio.ensure_future(snapshots.watch())
+        try:
+            await asyncio.wait_for(test(snapshots, runtime, metrics), 60)
+        finally:
+            watching.cancel()
+            await asyncio.wait((watching,))
+            await snapshots.close()
+
+    asyncio.run(main())
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def refused(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("twinbert_generation_refused")
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation is refused, its files are let go, and the next try succeeds."""
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
+    store = Store(tmp_path / "store")
+    first = published(store)
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        whole = runtime.cross
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+        runtime.cross = broken
+        second = published(store)
+        await until(lambda: refused(metrics) == 1)
+        assert snapshots.current.generation.name == first
+        runtime.cross = whole
+        await until(lambda: snapshots.current.generation.name == second)
+        assert refused(metrics) == 0
+
+    run(store, test)
+
+
+def test_generations_are_held_by_number_and_by_time(tmp_path: Path) -> None:
+    """The latest superseded ones stay, and each for its time; then a request that names one is told what there is."""
+    store = Store(tmp_path / "store")
+    names = [published(store)]
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        for _ in range(3):
+            names.append(published(store))
+            await until(lambda: snapshots.current.generation.name == names[-1])
+        await until(lambda: len(snapshots.held) == 2)
+        assert [one.generation.name for one in snapshots.held] == names[:1:-1]
+        with pytest.raises(GenerationNotFoundError, match=names[-2]), snapshots.hold(names[0]):
+            pass
+
+    run(store, test, hold_generations=1, hold_seconds=0)
+
+
+def test_a_generation_in_use_stays_open(tmp_path: Path) -> None:
+    """A request that holds one reads it to its end, whatever was published and let go meanwhile."""
+    store = Store(tmp_path / "store")
+    first = published(store)
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        with snapshots.hold("") as generation:
+            name = published(store)
+            await until(lambda: snapshots.current.generation.name == name)
+            await until(lambda: len(snapshots.held) == 1)
+            assert generation.name == first
+            assert generation.read(generation.locate(["d1"])).shape == (1, 4)
+
+    run(store, test, hold_generations=0, hold_seconds=0)
