@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from twinbert.errors import BundleError
+from twinbert.fields import Fields, parse_json
 
 FORMAT = 1
 BUNDLE_JSON = "bundle.json"
@@ -27,7 +28,7 @@ BUNDLE_JSON = "bundle.json"
 Tower = Literal["query", "document"]
 TOWERS: tuple[Tower, ...] = ("query", "document")
 
-_T = TypeVar("_T")
+_REMEDY = "copy or export the bundle again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,64 +173,11 @@ def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
         raise BundleError(f"{directory}: {missing}; `twinbert bundle import` makes one") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        configuration = json.loads(content)
-    except ValueError as error:
-        raise BundleError(f"{path}: is not JSON ({error}); copy or export the bundle again") from error
-    if not isinstance(configuration, dict):
-        raise BundleError(f"{path}: holds no JSON object; copy or export the bundle again")
-    return content, configuration
-
-
-class _Fields:
-    """Typed access to a JSON object of bundle.json; every complaint says where the field is."""
-
-    def __init__(self, directory: Path, content: Mapping[str, Any], where: str = "") -> None:
-        self._directory = directory
-        self._content = content
-        self._where = where
-
-    def text(self, name: str) -> str:
-        value = self._content.get(name)
-        if isinstance(value, str) and value:
-            return value
-        raise self._wrong(name, "a string")
-
-    def choice(self, name: str, *choices: str) -> str:
-        value = self._content.get(name)
-        if isinstance(value, str) and value in choices:
-            return value
-        raise self._wrong(name, " or ".join(choices))
-
-    def flag(self, name: str) -> bool:
-        value = self._content.get(name)
-        if isinstance(value, bool):
-            return value
-        raise self._wrong(name, "true or false")
-
-    def count(self, name: str) -> int:
-        value = self._content.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        raise self._wrong(name, "a whole number above 0")
-
-    def fields(self, name: str) -> _Fields:
-        value = self._content.get(name)
-        if isinstance(value, dict):
-            return _Fields(self._directory, value, f"{self._where}{name}.")
-        raise self._wrong(name, "an object")
-
-    def mapping(self, name: str, read: Callable[[_Fields], _T]) -> dict[str, _T]:
-        inner = self.fields(name)
-        return {key: read(inner.fields(key)) for key in inner._content}
-
-    def _wrong(self, name: str, wanted: str) -> BundleError:
-        found = f"{self._where}{name} is {self._content.get(name)!r}, it must be {wanted}"
-        return BundleError(f"{self._directory / BUNDLE_JSON}: {found}; copy or export the bundle again")
+    return content, parse_json(path, content, dict, remedy=_REMEDY)
 
 
 def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle:
-    fields = _Fields(directory, configuration)
+    fields = Fields(directory / BUNDLE_JSON, configuration, remedy=_REMEDY)
     if fields.count("format") != FORMAT:
         raise BundleError(
             f"{directory / BUNDLE_JSON}: has format {configuration['format']}, this version reads {FORMAT}; "
@@ -237,7 +185,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         )
     digests = fields.mapping("files", lambda file: (file.count("size"), file.text("sha256"))[1])
 
-    def listed(entry: _Fields) -> str:
+    def listed(entry: Fields) -> str:
         return entry.choice("file", *digests)
 
     tokenizer = fields.fields("tokenizer")
@@ -260,7 +208,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         tokenizer=TokenizerEntry(kind=tokenizer.choice("kind", "wordpiece"), file=listed(tokenizer)),
         crossings=crossings,
         default_crossing=fields.choice("default_crossing", *crossings),
-        quality=configuration.get("quality", {}),
+        quality=fields.values("quality", {}),  # while export measures it, there is none
         configuration=configuration,
     )
     computed = fingerprint(
@@ -274,7 +222,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
     if bundle.fingerprint != computed:
         raise BundleError(
             f"{directory / BUNDLE_JSON}: states fingerprint {bundle.fingerprint}, what it describes has {computed}; "
-            "it was changed by hand: copy or export the bundle again"
+            f"it was changed by hand: {_REMEDY}"
         )
     return bundle
 
@@ -287,23 +235,26 @@ def _check_files(bundle: Bundle, *, verify: bool) -> None:
         path = bundle.path / name
         if name in ("", ".", "..", BUNDLE_JSON) or "/" in name or "\\" in name or "\0" in name:
             raise BundleError(f"{bundle.path / BUNDLE_JSON}: lists {name!r}, which is not a plain file name")
-        if not path.exists():
-            if entry.get("optional") is True:
-                continue
-            raise BundleError(f"{path}: is missing; copy or export the bundle again")
-        if not path.resolve().is_relative_to(root) or not path.is_file():
-            raise BundleError(f"{path}: is not a file inside the bundle; copy the bundle with its links resolved")
-        status = path.stat()
-        if status.st_size != entry["size"]:
-            raise BundleError(
-                f"{path}: has {status.st_size} bytes, bundle.json says {entry['size']}; copy or export the bundle again"
-            )
-        if not verify:
-            continue
-        inode = (status.st_dev, status.st_ino)
-        if inode not in digests:
-            digests[inode] = describe_file(path)["sha256"]
-        if digests[inode] != entry["sha256"]:
-            raise BundleError(
-                f"{path}: does not have the sha256 that bundle.json says; copy or export the bundle again"
-            )
+        try:
+            _check_file(path, entry, root, digests if verify else None)
+        except OSError as error:  # a name too long, a folder or a file that may not be read
+            raise BundleError(f"{path}: cannot be read: {error.strerror}; {_REMEDY}") from error
+
+
+def _check_file(path: Path, entry: Mapping[str, Any], root: Path, digests: dict[tuple[int, int], str] | None) -> None:
+    if not path.exists():
+        if entry.get("optional") is True:
+            return
+        raise BundleError(f"{path}: is missing; {_REMEDY}")
+    if not path.resolve().is_relative_to(root) or not path.is_file():
+        raise BundleError(f"{path}: is not a file inside the bundle; copy the bundle with its links resolved")
+    status = path.stat()
+    if status.st_size != entry["size"]:
+        raise BundleError(f"{path}: has {status.st_size} bytes, bundle.json says {entry['size']}; {_REMEDY}")
+    if digests is None:
+        return
+    inode = (status.st_dev, status.st_ino)
+    if inode not in digests:
+        digests[inode] = describe_file(path)["sha256"]
+    if digests[inode] != entry["sha256"]:
+        raise BundleError(f"{path}: does not have the sha256 that bundle.json says; {_REMEDY}")

@@ -89,7 +89,12 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         BundleError, match=r"has no bundle\.json, so it is no bundle; `twinbert bundle import` makes one"
     ):
         Bundle.open(tmp_path)
-    for content, words in (("{", "is not JSON"), ("[]", "holds no JSON object"), ("\xff", "is not JSON")):
+    for content, words in (
+        ("{", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ("\xff", "is not JSON"),
+        ("[" * 100_000, "is nested too deeply"),
+    ):
         (tmp_path / BUNDLE_JSON).write_text(content, encoding="latin-1")
         with pytest.raises(BundleError, match=words):
             Bundle.open(tmp_path)
@@ -99,18 +104,20 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda c: c.update(format=2), "has format 2, this version reads 1; upgrade twinbert"),
-        (lambda c: c.pop("format"), "format is None, it must be a whole number above 0"),
+        (lambda c: c.pop("format"), "format is missing, it must be a whole number above 0"),
         (lambda c: c.update(dimension="32"), "dimension is '32', it must be a whole number above 0"),
         (lambda c: c.update(pooling="max"), "pooling is 'max', it must be cls or weighted"),
-        (lambda c: c.pop("activation"), "activation is None, it must be tanh or none"),
+        (lambda c: c.pop("activation"), "activation is missing, it must be tanh or none"),
         (lambda c: c.update(default_crossing="residual"), "default_crossing is 'residual', it must be cosine"),
         (lambda c: c["tokenizer"].update(kind="letters"), r"tokenizer\.kind is 'letters', it must be wordpiece"),
-        (lambda c: c["towers"].pop("document"), r"towers\.document is None, it must be an object"),
+        (lambda c: c["towers"].pop("document"), r"towers\.document is missing, it must be an object"),
         (lambda c: c["towers"]["query"].update(max_tokens=0), r"towers\.query\.max_tokens is 0"),
         (lambda c: c["towers"]["query"].update(file="other.onnx"), r"towers\.query\.file is 'other.onnx'"),
         (lambda c: c["crossings"]["cosine"].update(calibrated="no"), r"crossings\.cosine\.calibrated is 'no'"),
-        (lambda c: c["files"]["query.onnx"].pop("sha256"), r"files\.query\.onnx\.sha256 is None"),
+        (lambda c: c["files"]["query.onnx"].pop("sha256"), r"files\.query\.onnx\.sha256 is missing"),
         (lambda c: c.update(files=[]), "files is .*, it must be an object"),
+        (lambda c: c.update(quality=[]), r"quality is \[\], it must be an object"),
+        (lambda c: c.update(pooling="9" * 10_000), r"pooling is '9+\.\.\.9+', it must be cls or weighted"),
         (lambda c: c.update(normalisation="none"), "states fingerprint .* it was changed by hand"),
         (lambda c: c["towers"]["document"].update(max_tokens=31), "states fingerprint .* it was changed by hand"),
         (lambda c: c.update(fingerprint="0" * 64), "states fingerprint 0{64}"),
@@ -123,6 +130,7 @@ def test_a_wrong_field_is_named(copy: Path, change: Callable[[dict[str, Any]], o
         Bundle.open(copy)
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hosts", "a\\b", "..", ".", "", "nul\0", BUNDLE_JSON])
@@ -131,6 +139,15 @@ def test_only_plain_file_names_are_listed(copy: Path, name: str) -> None:
     _edit(copy, lambda c: c["files"].update({name: {"size": 1, "sha256": "0" * 64, "optional": True}}))
     with pytest.raises(BundleError, match="is not a plain file name"):
         Bundle.open(copy)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_name_that_no_file_can_have_is_refused(copy: Path, verify: bool) -> None:
+    """A listed name that the file system refuses is named like any other that is not there."""
+    name = "n" * 300
+    _edit(copy, lambda c: c["files"].update({name: {"size": 1, "sha256": "0" * 64, "optional": True}}))
+    with pytest.raises(BundleError, match=f"{name}: cannot be read: File name too long; copy or export the bundle"):
+        Bundle.open(copy, verify=verify)
 
 
 def test_links_stay_inside(copy: Path, tmp_path: Path) -> None:
