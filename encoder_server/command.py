@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
 
 _READ_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +134,18 @@ def _add_all(reader: _Reader, pipeline: Refresh, rejections: Rejections, report:
         told = len(pipeline.notices)
 
 
+def _chunk(documents: Iterator[Document | Rejection]) -> list[Document | Rejection]:
+    """The next documents: so many, or as many as have so many characters."""
+    chunk: list[Document | Rejection] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text) if isinstance(document, Document) else 0
+        if len(chunk) == _READ_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            break
+    return chunk
+
+
 class _Reader:
     """Reads the input in chunks, and knows what an interrupt meets: a read that may wait for ever, which it breaks off,
     or a refresh at work, which comes to an orderly end.
@@ -149,7 +161,7 @@ class _Reader:
             self._reading = True
             if self._interrupted:
                 raise KeyboardInterrupt
-            chunk = list(islice(documents, _READ_AT_ONCE))
+            chunk = _chunk(documents)
             self._reading = False
             if not chunk:
                 return

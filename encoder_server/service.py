@@ -18,11 +18,14 @@ from twinbert.bundle import TOWERS, Tower
 from twinbert.errors import InvalidRequestError, QueueFullError
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, unary
+from twinbert.serving.rpc import Context, answered, register
+from twinbert.text import is_blank
 from twinbert.v1 import encoder_pb2 as pb
 from twinbert.v1 import encoder_pb2_grpc
 
 _TOWERS: dict[int, Tower] = {pb.TOWER_QUERY: "query", pb.TOWER_DOCUMENT: "document"}
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["EncoderService"]
 
 
 class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
@@ -35,7 +38,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         metrics: where to count.
     """
 
-    name = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
+    name = _SERVICE.full_name
 
     def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
         self.state = State()
@@ -45,7 +48,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self._workers = ThreadPoolExecutor(settings.workers, "encode")
         self._encodes = 0
 
-    @unary
+    @answered
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         """See the contract."""
         self.state.require_serving()
@@ -62,7 +65,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         )
 
     # A coroutine that writes its responses, not a generator: a cancelled call ends in it, wherever it is.
-    @unary
+    @answered
     async def Refresh(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.RefreshRequest], context: Context
     ) -> None:
@@ -72,7 +75,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
-        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)
+        register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -93,7 +96,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         if not 1 <= len(request.texts) <= self._settings.texts:
             raise InvalidRequestError("texts", f"{len(request.texts)} were given: give 1 to {self._settings.texts}")
         for place, text in enumerate(request.texts):
-            if not text or text.isspace():
+            if is_blank(text):
                 raise InvalidRequestError(f"texts[{place}]", "is blank")
         if self._encodes >= self._settings.workers + self._settings.waiting:
             raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", retry_after_s=1.0)

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError
-
 from encoder_server.documents import Document, Rejection
 from encoder_server.documents.document import Columns, InvalidValueError, Row, document_key, document_text
 from encoder_server.metrics import Metrics
@@ -24,6 +22,7 @@ from store.store import Store
 from twinbert.errors import InvalidRequestError, UnsupportedError
 from twinbert.runtime import Runtime
 from twinbert.serving.log import event
+from twinbert.serving.rpc import parsed
 from twinbert.v1 import encoder_pb2 as pb
 
 _ENCODINGS = {
@@ -106,6 +105,8 @@ class Refresher:
             await asyncio.shield(ending)
 
     def _account(self, refresh: Refresh, outcome: str, message: str, started: float) -> None:
+        if refresh.generation:  # a cancel that came after the commit changes nothing
+            outcome = "published"
         self._metrics.refreshes[outcome].inc()
         self._metrics.duration.observe(time.monotonic() - started)
         progress = refresh.progress
@@ -128,14 +129,13 @@ class Refresher:
     async def _next(self, requests: AsyncIterator[pb.RefreshRequest]) -> pb.RefreshRequest | None:
         try:
             async with asyncio.timeout(self._settings.idle_s):
-                return await anext(requests, None)
+                request = await anext(requests, None)
+                return None if request is None else parsed(request)
         except TimeoutError:
             raise TimeoutError(
                 f"the refresh sent nothing for {self._settings.idle_s:g} s and is ended, so that others can have the "
                 "store; nothing was published, and what it encoded is reused by the next one"
             ) from None
-        except DecodeError as error:  # for example text that is not UTF-8
-            raise InvalidRequestError("step", f"cannot be parsed: {error}") from error
 
 
 class _Thread:

@@ -47,6 +47,11 @@ class _Pending:
     arrived: float
     wanted: list[tuple[Ticket, int]] = field(default_factory=list)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request still waits for it."""
+        return not all(ticket.done.done() for ticket, _ in self.wanted)
+
 
 class Ticket:
     """The queries of one request: `embeddings` fill in as they come, `done` is set with the last or the first error.
@@ -124,6 +129,8 @@ class Batcher:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
         new = sum(query not in self._in_flight for _, query in missing)
+        if new and len(self._queue) + new > self._settings.queue:
+            self._purge()
         if new and self._queue and len(self._queue) + new > self._settings.queue:
             batches = 1 + len(self._queue) // max(1, self._settings.batch_tokens // 16)
             raise QueueFullError(
@@ -170,7 +177,7 @@ class Batcher:
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         while self._queue:
             pending = self._queue[0]
-            wanted = not all(ticket.done.done() for ticket, _ in pending.wanted)
+            wanted = pending.is_wanted
             if wanted and batch and tokens + pending.tokens > limit:
                 break
             self._queue.popleft()
@@ -179,9 +186,23 @@ class Batcher:
                 batch.append(pending)
                 tokens += pending.tokens
             else:
-                del self._in_flight[pending.text]
-                self._metrics.dropped.inc()
+                self._drop(pending)
         return batch
+
+    def _purge(self) -> None:
+        """Drops what nobody waits for from the whole queue."""
+        kept: deque[_Pending] = deque()
+        for pending in self._queue:
+            if pending.is_wanted:
+                kept.append(pending)
+            else:
+                self._waiting_tokens -= pending.tokens
+                self._drop(pending)
+        self._queue = kept
+
+    def _drop(self, pending: _Pending) -> None:
+        del self._in_flight[pending.text]
+        self._metrics.dropped.inc()
 
     def _run(self, batch: list[_Pending]) -> None:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from store.reader import Generation
 from twinbert.serving.metrics import SECONDS, RpcMetrics, new_registry
 
-STAGES = ("queue", "tokenize", "encode", "lookup", "cross")
+STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
 
@@ -22,7 +22,8 @@ class Metrics:
         self.rpc = RpcMetrics(self.registry, METHODS)
         stages = Histogram(
             "twinbert_stage_duration_seconds",
-            "Duration of a stage: queue for each query, tokenize and encode each batch, lookup and cross each request.",
+            "Duration of a stage: queue of a query, tokenize and encode of a batch, lookup and cross of a Score "
+            "and scan of a Retrieve.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
@@ -35,7 +36,10 @@ class Metrics:
         self.candidates = {status: candidates.labels(status) for status in STATUSES}
         self.truncated = self._counter("twinbert_truncated_queries", "Queries longer than the query tower reads.")
         self.cache_hits = self._counter("twinbert_query_cache_hits", "Queries answered from the cache.")
-        self.cache_misses = self._counter("twinbert_query_cache_misses", "Queries that had to be encoded.")
+        self.cache_misses = self._counter(
+            "twinbert_query_cache_misses",
+            "Queries that were not in the cache; one that several requests wait for is encoded once.",
+        )
         self.cache_bytes = self._gauge("twinbert_query_cache_bytes", "Memory that the query cache uses.")
         self.dropped = self._counter("twinbert_queries_dropped", "Queries given up by their callers before an engine.")
         self.queue_depth = self._gauge("twinbert_queue_depth", "Queries waiting for an engine.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from scorer_server.settings import Limits
 from twinbert.bundle import Bundle
 from twinbert.errors import CrossingMissingError, InvalidRequestError
+from twinbert.text import is_blank
 from twinbert.v1 import scorer_pb2 as pb
 
 CROSSING_NUMBERS = {"cosine": pb.CROSSING_COSINE, "residual": pb.CROSSING_RESIDUAL}
@@ -30,8 +31,8 @@ def crossing_name(crossing: int, bundle: Bundle) -> str:
     return name
 
 
-def check_score(request: pb.ScoreRequest, limits: Limits) -> None:
-    """Checks the tasks and candidates of a Score request.
+def check_score(request: pb.ScoreRequest, limits: Limits) -> int:
+    """Checks the tasks and candidates of a Score request; returns how many candidates there are.
 
     Raises:
         InvalidRequestError: see the message.
@@ -59,6 +60,7 @@ def check_score(request: pb.ScoreRequest, limits: Limits) -> None:
         )
     if len({bool(task.document_numbers) for task in request.tasks}) > 1:
         raise InvalidRequestError("tasks", "some have document_ids, some document_numbers; a store has one id type")
+    return candidates
 
 
 def check_queries(queries: Sequence[str], field: str, limits: Limits) -> list[str]:
@@ -69,7 +71,7 @@ def check_queries(queries: Sequence[str], field: str, limits: Limits) -> list[st
     """
     path = f"{field}[{{}}].query" if field == "tasks" else f"{field}[{{}}]"
     for number, query in enumerate(queries):
-        if not query or query.isspace():
+        if is_blank(query):
             raise InvalidRequestError(path.format(number), "is blank; there is nothing to encode")
         size = len(query.encode())
         if size > limits.query_bytes:

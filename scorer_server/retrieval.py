@@ -20,7 +20,7 @@ from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_retrieve
 from scorer_server.scoring import set_times
 from scorer_server.settings import Settings
-from scorer_server.snapshots import Snapshots
+from scorer_server.snapshots import Snapshot, Snapshots
 from store.reader import Generation
 from twinbert.errors import QueueFullError, UnsupportedError
 from twinbert.runtime import Floats, Runtime
@@ -73,28 +73,30 @@ class Retriever:
             raise QueueFullError(
                 f"{self._waiting} Retrieve requests are waiting, which is the limit; try again, or another replica", 1.0
             )
-        given_up = threading.Event()
         self._waiting += 1
         try:
-            with self._snapshots.hold(request.generation) as generation, self._batcher.submit(queries) as ticket:
+            with self._snapshots.hold(request.generation) as snapshot, self._batcher.submit(queries) as ticket:
                 await ticket.done
                 queries_QD = np.stack([one for one in ticket.embeddings if one is not None])
-                scan = asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._scan, generation, queries_QD, limit, given_up
-                )
-                try:
-                    response, cross_s, lookup_s = await asyncio.shield(scan)
-                finally:
-                    # The generation stays held until the thread has let go of it, also when the caller is gone.
-                    given_up.set()
-                    await asyncio.wait((scan,))
-                    scan.exception()
+                response, scan_s, cross_s = await self._run(snapshot, queries_QD, limit)
         finally:
             self._waiting -= 1
-        self._metrics.stages["lookup"].observe(lookup_s)
-        self._metrics.stages["cross"].observe(cross_s)
-        set_times(response.times, ticket, lookup_s, cross_s, started)
+        self._metrics.stages["scan"].observe(scan_s)
+        set_times(response.times, ticket, scan_s, cross_s, started)
         return response
+
+    async def _run(
+        self, snapshot: Snapshot, queries_QD: Floats, limit: int
+    ) -> tuple[pb.RetrieveResponse, float, float]:
+        given_up = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._scan, snapshot.generation, queries_QD, limit, given_up
+        )
+        self._snapshots.keep(snapshot, work)
+        try:
+            return await asyncio.shield(work)
+        finally:
+            given_up.set()
 
     def _scan(
         self, generation: Generation, queries_QD: Floats, limit: int, given_up: threading.Event
@@ -110,7 +112,7 @@ class Retriever:
             best = np.lexsort((rows_K, -scores_K))[:limit]
             ids: Sequence[str | int] = generation.ids(rows_K[best])
             response.results.add(hits=map(_hit, ids, scores_K[best].tolist()))
-        return response, time.perf_counter() - scanned, scanned - begun
+        return response, scanned - begun, time.perf_counter() - scanned
 
     def close(self) -> None:
         """Ends its thread; nothing may be running."""
@@ -121,7 +123,7 @@ def nearest(generation: Generation, queries_QD: Floats, count: int, given_up: th
     """Rows of the `count` largest cosines with each query [Q, min(count, documents)], in no order.
 
     Raises:
-        TimeoutError: `given_up` was set.
+        TimeoutError: `given_up` was set: nobody waits for the answer.
     """
     directions_QD = _normalised(queries_QD)
     best_QK = np.empty((len(queries_QD), 0), dtype=np.float32)

@@ -6,11 +6,14 @@ Shapes: Q queries (tasks), N candidates of all tasks, F of them found, D dimensi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +21,17 @@ import numpy.typing as npt
 from scorer_server.batcher import Batcher, Ticket
 from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_score, crossing_name
-from scorer_server.settings import Limits
-from scorer_server.snapshots import Snapshots
-from store.reader import Generation
+from scorer_server.settings import Settings
+from scorer_server.snapshots import Snapshot, Snapshots
+from store.reader import Generation, Located
+from twinbert.errors import QueueFullError
 from twinbert.runtime import Floats, Runtime
 from twinbert.v1 import scorer_pb2 as pb
 
 OK, NOT_FOUND, NOT_SCORED = pb.DOCUMENT_STATUS_OK, pb.DOCUMENT_STATUS_NOT_FOUND, pb.DOCUMENT_STATUS_NOT_SCORED
 _STATUSES = {"ok": OK, "not_found": NOT_FOUND, "not_scored": NOT_SCORED}
 
-# A partial answer leaves this long before the deadline.
-PARTIAL_MARGIN_S = 0.005
+_T = TypeVar("_T")
 
 # Crossing this many takes about as long as going to a thread and back; more would hold up the event loop.
 _INLINE_CANDIDATES = 1000
@@ -44,15 +47,16 @@ class Scorer:
         snapshots: the generations.
         batcher: the query tower.
         runtime: the crossing layers.
-        limits: what a request may ask for.
+        settings: what a request may ask for, and all of them together.
         metrics: where to count.
     """
 
     def __init__(
-        self, snapshots: Snapshots, batcher: Batcher, runtime: Runtime, limits: Limits, metrics: Metrics
+        self, snapshots: Snapshots, batcher: Batcher, runtime: Runtime, settings: Settings, metrics: Metrics
     ) -> None:
         self._snapshots, self._batcher, self._runtime = snapshots, batcher, runtime
-        self._limits, self._metrics = limits, metrics
+        self._limits, self._metrics = settings.limits, metrics
+        self._candidates, self._most_candidates = 0, settings.candidates
         self._executor = ThreadPoolExecutor(1, "cross")
 
     async def score(self, request: pb.ScoreRequest, remaining: float | None) -> pb.ScoreResponse:
@@ -69,22 +73,52 @@ class Scorer:
             QueueFullError: too much is waiting.
         """
         started = time.perf_counter()
-        check_score(request, self._limits)
+        candidates = check_score(request, self._limits)
         crossing = crossing_name(request.crossing, self._runtime.bundle)
         queries = check_queries([task.query for task in request.tasks], "tasks", self._limits)
-        with self._snapshots.hold(request.generation) as generation, self._batcher.submit(queries) as ticket:
+        with (
+            self._admitted(candidates),
+            self._snapshots.hold(request.generation) as snapshot,
+            self._batcher.submit(queries) as ticket,
+        ):
             # While the engine encodes, all is made ready that does not need the embeddings.
-            answer = _Answer(request, generation, self._runtime, crossing)
-            margin = None if remaining is None else max(0.0, remaining - PARTIAL_MARGIN_S)
-            await _encoded(ticket, margin if request.allow_partial else None)
-            if len(answer.tasks_N) <= _INLINE_CANDIDATES:
-                response = answer.finish(ticket.embeddings)
+            make = partial(_Answer, request, snapshot.generation, self._runtime, crossing)
+            answer = await self._run(make, candidates, snapshot)
+            if request.allow_partial and remaining is not None:
+                left = started + remaining - _reserve(candidates) - time.perf_counter()
+                await asyncio.wait((ticket.done,), timeout=max(0.0, left))
+                if ticket.done.done():
+                    ticket.done.result()
             else:
-                run = asyncio.get_running_loop().run_in_executor
-                response = await run(self._executor, answer.finish, ticket.embeddings)
+                await ticket.done
+            # A copy: what is encoded from here on comes too late for this request.
+            response = await self._run(partial(answer.finish, tuple(ticket.embeddings)), candidates, snapshot)
             set_times(response.times, ticket, answer.lookup_s, answer.cross_s, started)
             self._observe(answer)
             return response
+
+    @contextlib.contextmanager
+    def _admitted(self, candidates: int) -> Iterator[None]:
+        """A place for a request's candidates among those being answered."""
+        if self._candidates and self._candidates + candidates > self._most_candidates:
+            raise QueueFullError(
+                f"{self._candidates:,} candidates are being scored, {self._most_candidates:,} may be; "
+                "try again, or another replica",
+                0.05,
+            )
+        self._candidates += candidates
+        try:
+            yield
+        finally:
+            self._candidates -= candidates
+
+    async def _run(self, step: Callable[[], _T], candidates: int, snapshot: Snapshot) -> _T:
+        """Runs a step that reads the store: at once where it is short, else in a thread."""
+        if candidates <= _INLINE_CANDIDATES:
+            return step()
+        work = asyncio.get_running_loop().run_in_executor(self._executor, step)
+        self._snapshots.keep(snapshot, work)
+        return await asyncio.shield(work)
 
     def _observe(self, answer: _Answer) -> None:
         metrics = self._metrics
@@ -124,17 +158,16 @@ class _Answer:
 
     def finish(self, embeddings: Sequence[Floats | None]) -> pb.ScoreResponse:
         """Crosses the candidates of the tasks whose query is encoded, and writes the response."""
-        found_N = self._located.found
-        tasks_F = self.tasks_N if len(self._located.rows) == len(found_N) else self.tasks_N[found_N]
-        scores_F = self._cross(embeddings, tasks_F)
-        if len(self._located.rows) == len(found_N):
-            scores_N = scores_F
+        scores_N = np.full(len(self.tasks_N), np.nan, dtype=np.float32)
+        if all(one is not None for one in embeddings):
+            scores_N[self._located.found] = self._cross(embeddings, self._located, self._documents_FD)
         else:
-            scores_N = np.full(len(found_N), np.nan, dtype=np.float32)
-            scores_N[found_N] = scores_F
-        if any(one is None for one in embeddings):
-            missing_N = np.array([one is None for one in embeddings])[self.tasks_N]
-            self._statuses_N[missing_N], scores_N[missing_N] = NOT_SCORED, np.nan
+            ready_N = np.array([one is not None for one in embeddings])[self.tasks_N]
+            self._statuses_N[~ready_N] = NOT_SCORED
+            reached_N, reached_F = self._located.found & ready_N, ready_N[self._located.found]
+            if reached_F.any():
+                reached = Located(reached_N, self._located.rows[reached_F])
+                scores_N[reached_N] = self._cross(embeddings, reached, None)
 
         # Lists: protobuf takes them eight times faster than arrays.
         scores, statuses, start = scores_N.tolist(), self._statuses_N.tolist(), 0
@@ -145,16 +178,16 @@ class _Answer:
             start += count
         return response
 
-    def _cross(self, embeddings: Sequence[Floats | None], tasks_F: npt.NDArray[np.int64]) -> Floats:
+    def _cross(self, embeddings: Sequence[Floats | None], located: Located, documents_FD: Floats | None) -> Floats:
         begun = time.perf_counter()
-        documents_FD = self._generation.read(self._located) if self._documents_FD is None else self._documents_FD
+        documents_FD = self._generation.read(located) if documents_FD is None else documents_FD
         read = time.perf_counter()
-        # A query that was not reached is crossed as zeros; what comes of it is not sent.
+        # Queries that are not there have no candidates among those found: their rows are never looked at.
         queries_QD = np.zeros((len(embeddings), documents_FD.shape[1]), dtype=np.float32)
         for row_D, embedding_D in zip(queries_QD, embeddings, strict=True):
             if embedding_D is not None:
                 row_D[:] = embedding_D
-        scores_F = self._runtime.cross(queries_QD, documents_FD, tasks_F, self._crossing)
+        scores_F = self._runtime.cross(queries_QD, documents_FD, self.tasks_N[located.found], self._crossing)
         if not math.isfinite(float(scores_F.sum())):
             raise RuntimeError("the crossing layer gave a score that is not finite")
         self.lookup_s += read - begun
@@ -162,19 +195,18 @@ class _Answer:
         return scores_F
 
 
+def _reserve(candidates: int) -> float:
+    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and 2 µs for each candidate to be
+    read, crossed and written.
+    """
+    return 0.005 + 2e-6 * candidates
+
+
 def _ids(request: pb.ScoreRequest, generation: Generation) -> list[str] | npt.NDArray[np.uint64]:
     """The candidates of all tasks, in order."""
     if any(task.document_numbers for task in request.tasks):
         return np.concatenate([np.array(task.document_numbers, dtype=np.uint64) for task in request.tasks])
     return list(chain.from_iterable(task.document_ids for task in request.tasks))
-
-
-async def _encoded(ticket: Ticket, timeout: float | None) -> None:
-    """Waits for a ticket's queries, at most `timeout` seconds; raises the error of a query that failed."""
-    if timeout is None:
-        await ticket.done
-    elif (await asyncio.wait((ticket.done,), timeout=timeout))[0]:
-        ticket.done.result()
 
 
 def set_times(times: pb.StageTimes, ticket: Ticket, lookup_s: float, cross_s: float, started: float) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from scorer_server.metrics import Metrics
 from scorer_server.service import ScorerService
 from scorer_server.settings import Settings
-from scorer_server.snapshots import Snapshots
 from store.store import Store
 from twinbert.bundle import Bundle
 from twinbert.runtime import Runtime
@@ -28,10 +27,5 @@ def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings
     log.configure()
     metrics = Metrics()
     runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=settings.threads)
-    snapshots = Snapshots(Store(store), runtime, settings, metrics)
-
-    async def main() -> None:
-        service = ScorerService(snapshots, runtime, settings, listening.message_bytes, metrics)
-        await run(service, listening, metrics.registry)
-
-    asyncio.run(main())
+    service = ScorerService(Store(store), runtime, settings, listening.message_bytes, metrics)
+    asyncio.run(run(service, listening, metrics.registry))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc.aio
 
@@ -16,54 +17,57 @@ from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
 from store.reader import Generation
+from store.store import Store
 from twinbert import __version__
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, unary
+from twinbert.serving.rpc import Context, answered, register
 from twinbert.v1 import scorer_pb2 as pb
 from twinbert.v1 import scorer_pb2_grpc
 
 # What warms the engine: lengths from one word to a long query.
 _WARM_QUERIES = tuple(" ".join(["warm"] * words) for words in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["ScorerService"]
+
 
 class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
-    """The service. Made on the event loop that serves it.
+    """The service. The store is opened when the server runs, so that health and metrics answer meanwhile.
 
     Args:
-        snapshots: the generations.
+        store: where generations come from.
         runtime: the bundle.
         settings: bounds and limits.
         message_bytes: largest message, for Describe.
         metrics: where to count.
     """
 
-    name = pb.DESCRIPTOR.services_by_name["ScorerService"].full_name
+    name = _SERVICE.full_name
 
     def __init__(
-        self, snapshots: Snapshots, runtime: Runtime, settings: Settings, message_bytes: int, metrics: Metrics
+        self, store: Store, runtime: Runtime, settings: Settings, message_bytes: int, metrics: Metrics
     ) -> None:
         self.state = State()
         self.rpc_metrics = metrics.rpc
-        self._snapshots, self._runtime, self._settings = snapshots, runtime, settings
+        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
         self._message_bytes = message_bytes
-        self._batcher = Batcher(runtime, settings, metrics)
-        self._scorer = Scorer(snapshots, self._batcher, runtime, settings.limits, metrics)
-        self._retriever = Retriever(snapshots, self._batcher, runtime, settings, metrics)
+        self._snapshots: Snapshots
+        self._scorer: Scorer
+        self._retriever: Retriever
 
-    @unary
+    @answered
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """See the contract."""
         self.state.require_serving()
         return await self._scorer.score(request, context.time_remaining())
 
-    @unary
+    @answered
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:
         """See the contract."""
         self.state.require_serving()
         return await self._retriever.retrieve(request)
 
-    @unary
+    @answered
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """See the contract."""
         self.state.require_serving()
@@ -94,22 +98,31 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
-        scorer_pb2_grpc.add_ScorerServiceServicer_to_server(self, server)
+        register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Warms the engine, then follows CURRENT until the server has stopped."""
+        """Opens the store and warms the engine, then follows CURRENT until the server has stopped.
+
+        Raises:
+            StoreError: the store is missing, empty or damaged.
+            MismatchError: it was made with another bundle.
+        """
+        open_store = partial(Snapshots, self._store, self._runtime, self._settings, self._metrics)
+        self._snapshots = await asyncio.to_thread(open_store)
         for query in _WARM_QUERIES:
             await asyncio.to_thread(self._runtime.encode, [query])
+        batcher = Batcher(self._runtime, self._settings, self._metrics)
+        self._scorer = Scorer(self._snapshots, batcher, self._runtime, self._settings, self._metrics)
+        self._retriever = Retriever(self._snapshots, batcher, self._runtime, self._settings, self._metrics)
         watching = asyncio.ensure_future(self._snapshots.watch())
         try:
             yield
         finally:
             watching.cancel()
             await asyncio.wait((watching,))
-            self._batcher.close()
-            self._scorer.close()
-            self._retriever.close()
+            for part in (batcher, self._scorer, self._retriever):
+                await asyncio.to_thread(part.close)
             await self._snapshots.close()
 
 

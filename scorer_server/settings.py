@@ -41,7 +41,9 @@ class Settings:
         queue: queries that may wait for an engine; more are refused with RESOURCE_EXHAUSTED.
         batch_tokens: tokens of one batch, estimated from the length of the text.
         cache_bytes: memory for the query cache; 0 turns it off.
-        retrievals: Retrieve requests that may wait; one is answered at a time.
+        candidates: candidates of all Score requests being answered; a request beyond them is refused with
+            RESOURCE_EXHAUSTED, unless it is alone. Bounds their memory: about 2 KB each at 384 dimensions.
+        retrievals: Retrieve requests being answered or waiting; the scans run one at a time.
         hold_generations: generations that stay available after they were superseded…
         hold_seconds: …and how long each stays at least, in seconds.
         poll_seconds: how often CURRENT is looked at.
@@ -53,6 +55,7 @@ class Settings:
     queue: int = 512
     batch_tokens: int = 1024
     cache_bytes: int = 64 << 20
+    candidates: int = 100_000
     retrievals: int = 8
     hold_generations: int = 2
     hold_seconds: float = 600.0

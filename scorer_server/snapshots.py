@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -77,8 +78,8 @@ class Snapshots:
         return [self._current, *others]
 
     @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[Generation]:
-        """A generation for the length of a request; the empty name means the current one.
+    def hold(self, name: str) -> Iterator[Snapshot]:
+        """A snapshot for the length of a request; the empty name means the current one.
 
         Raises:
             GenerationNotFoundError: the server does not hold it; the message names those that it holds.
@@ -89,10 +90,21 @@ class Snapshots:
             raise GenerationNotFoundError(f"generation {name!r} is not held by this server; it holds {there}")
         snapshot.users += 1
         try:
-            yield snapshot.generation
+            yield snapshot
         finally:
-            snapshot.users -= 1
-            self._close_unused(snapshot)
+            self._leave(snapshot)
+
+    def keep(self, snapshot: Snapshot, work: asyncio.Future[Any]) -> None:
+        """Holds a snapshot until a thread has done its work, whatever becomes of the request that asked for it.
+
+        Unmapping a segment under a thread that reads it would kill the process.
+        """
+        snapshot.users += 1
+        work.add_done_callback(lambda _: self._leave(snapshot))
+
+    def _leave(self, snapshot: Snapshot) -> None:
+        snapshot.users -= 1
+        self._close_unused(snapshot)
 
     async def watch(self) -> None:
         """Follows CURRENT until cancelled; one that cannot be served changes only a metric and the log."""
@@ -133,7 +145,7 @@ class Snapshots:
     def _open(self, name: str) -> Generation:
         """Verifies, opens and warms a generation."""
         manifest, bundle = self._store.manifest(name), self._runtime.bundle
-        if manifest.fingerprint != bundle.fingerprint:
+        if (manifest.fingerprint, manifest.dimension) != (bundle.fingerprint, bundle.dimension):
             raise MismatchError(
                 f"generation {name} of {self._store.path} has fingerprint {manifest.fingerprint}, bundle {bundle.path} "
                 f"has {bundle.fingerprint}: their embeddings must not be crossed; refresh the store with this bundle, "

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from twinbert.errors import UsageError
+from twinbert.text import is_blank
 
 # The wire contract's limit, and the store's: a test holds them together, because the store's module imports numpy.
 MAX_ID_BYTES = 511
@@ -146,7 +147,7 @@ def document_text(row: Row, columns: Columns) -> str:
             raise InvalidValueError(f'the text "{column}" is not a string: {reprlib.repr(text)}')
     if not texts:
         raise InvalidValueError(f"no text: {_listed(columns.text)} missing or null")
-    joined = "\n".join(text for text in texts if text and not text.isspace())
+    joined = "\n".join(text for text in texts if not is_blank(text))
     if not joined:
         raise InvalidValueError("the text is blank")
     if (size := _utf8_size(joined, "text")) > MAX_DOCUMENT_BYTES:

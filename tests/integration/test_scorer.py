@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import shutil
@@ -268,6 +269,89 @@ def test_a_query_longer_than_the_tower_reads_is_counted(stub: Any, server: Serve
     assert server.metrics()["twinbert_truncated_queries_total"] == before + 1
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\0", "\ufeff \n", "\u200b\u200d"])
+def test_a_query_of_nothing_but_invisible_characters_is_blank(stub: Any, text: str) -> None:
+    """What leaves the tower no token is refused as an empty query is."""
+    code, _, details = error_of(stub.Score, one_task(text, "d1"))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "tasks[0].query"
+
+
+@pytest.mark.parametrize("method", ["Score", "Retrieve"])
+def test_bytes_that_are_no_request_are_refused_and_counted(server: Server, method: str) -> None:
+    """INVALID_ARGUMENT with details, and no trace in the log."""
+    counted = f'twinbert_rpc_duration_seconds_count{{code="INVALID_ARGUMENT",method="{method}"}}'
+    before = server.metrics()[counted]
+    with grpc.insecure_channel(server.address) as channel:
+        code, message, details = error_of(channel.unary_unary(f"/twinbert.v1.ScorerService/{method}"), b"\x0a\xff\xff")
+    assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "cannot be parsed" in message
+    assert server.metrics()[counted] == before + 1
+    assert not any("trace" in event for event in server.log)
+
+
+def test_a_long_generation_name_does_not_break_the_status(stub: Any) -> None:
+    """A message that quotes a request is clipped: statuses travel in headers, which are bounded."""
+    request = one_task("q", "d1")
+    request.generation = "g" * 50_000
+    code, message, _ = error_of(stub.Score, request)
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert len(message) < 1100
+
+
+def test_too_many_candidates_at_a_time_are_refused_with_a_time_to_retry(tiny_bundle: Path, store: Path) -> None:
+    """RESOURCE_EXHAUSTED with RetryInfo while others are answered, who are answered in full."""
+    with (
+        running("serve", tiny_bundle, store, "--max-candidates-waiting", "6000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = scorer_pb2_grpc.ScorerServiceStub(channel)
+        request = one_task("red", *["d1"] * 5000)
+        calls = [stub.Score.future(request) for _ in range(30)]
+        codes = [call.code() for call in calls]
+        assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert grpc.StatusCode.OK in codes
+        refused = next((call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED), None)
+        if refused is not None:
+            status = status_pb2.Status.FromString(dict(refused.trailing_metadata())["grpc-status-details-bin"])
+            assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+        assert server.metrics()['twinbert_rpc_in_flight{method="Score"}'] == 0
+
+
+def test_a_deadline_is_a_deadline(tiny_bundle: Path, store: Path) -> None:
+    """A call whose time is up ends as DEADLINE_EXCEEDED; with allow_partial the same call is answered."""
+    with (
+        running("serve", tiny_bundle, store, "--cache-bytes", "0") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = scorer_pb2_grpc.ScorerServiceStub(channel)
+        tasks = [pb.ScoreTask(query=f"{' '.join(WORDS)} {number}", document_ids=["d1"]) for number in range(64)]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Score(pb.ScoreRequest(tasks=tasks), timeout=0.001)
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        whole = stub.Score(pb.ScoreRequest(tasks=tasks, allow_partial=True), timeout=60)
+        assert all(list(result.statuses) == [pb.DOCUMENT_STATUS_OK] for result in whole.results)
+
+
+def test_the_asyncio_client_meets_a_real_server(server: Server) -> None:
+    """It gets what the plain client gets."""
+    from twinbert.client import AsyncScorerClient, ScorerClient, Task
+
+    async def ask() -> Any:
+        async with AsyncScorerClient(server.address) as client:
+            score = await client.score([Task("red shoe", ["d1", "none"])], timeout=30)
+            return score, await client.retrieve("red shoe", 3, timeout=30), await client.describe()
+
+    score, hits, described = asyncio.run(ask())
+    with ScorerClient(server.address) as client:
+        np.testing.assert_array_equal(
+            score.results[0].scores, client.score(Task("red shoe", ["d1", "none"]), timeout=30).results[0].scores
+        )
+        assert hits.results[0].documents == client.retrieve("red shoe", 3, timeout=30).results[0].documents
+        assert described == client.describe()
+
+
 def test_integer_ids(tiny_bundle: Path, tmp_path: Path, runtime: Runtime) -> None:
     """A store of integers is asked with numbers, over all 64 bits."""
     documents = {0: "red shoe", 7: "blue boot", 2**64 - 1: "wood table"}
@@ -478,11 +562,23 @@ def test_sigterm_drains(tiny_bundle: Path, store: Path) -> None:
         stub.Score(one_task("red", "d1"))
         ids = [f"d{number % 300}" for number in range(10_000)]
         request = pb.ScoreRequest(tasks=[pb.ScoreTask(query=f"q{n}", document_ids=ids[:150]) for n in range(60)])
-        calls = [stub.Score.future(request) for _ in range(20)]
-        while server.metrics()['twinbert_rpc_received_total{method="Score"}'] < 21:
+        calls = [stub.Score.future(request) for _ in range(10)]
+        while server.metrics()['twinbert_rpc_received_total{method="Score"}'] < 11:
             pass
         assert server.stop() == 0
         assert all(len(call.result().results) == 60 for call in calls)
+
+
+def test_draining_does_not_wait_for_a_health_watch(tiny_bundle: Path, store: Path) -> None:
+    """A client that watches health is told NOT_SERVING, and the server stops without waiting for it to leave."""
+    with (
+        running("serve", tiny_bundle, store, "--drain-seconds", "3600") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert server.stop() == 0
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def fails_to_start(bundle: Path, store: Path, *options: str) -> str:
@@ -512,6 +608,12 @@ def test_it_refuses_to_start_on_what_it_cannot_serve(
     data.write_bytes(content)
     assert str(data) in fails_to_start(tiny_bundle, copy)
     assert "no bundle" in fails_to_start(tmp_path, store)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:99999", ":50051", "unix:/tmp/x", "127.0.0.1:http"])
+def test_an_address_that_is_none_is_said(tiny_bundle: Path, store: Path, address: str) -> None:
+    """It does not listen somewhere else instead."""
+    assert "is not HOST:PORT" in fails_to_start(tiny_bundle, store, "--address", address)
 
 
 def test_a_port_in_use_is_said(tiny_bundle: Path, store: Path, server: Server) -> None:

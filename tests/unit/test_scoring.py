@@ -19,6 +19,7 @@ from store.documents import Batch
 from store.store import Store
 from store.writer import digests
 from tests.unit.test_batcher import D, GatedRuntime
+from twinbert.errors import QueueFullError
 from twinbert.v1 import scorer_pb2 as pb
 
 
@@ -26,7 +27,7 @@ class CrossingRuntime(GatedRuntime):
     """A gated engine with a crossing: the score is the product of the first components over 100."""
 
     bundle = SimpleNamespace(
-        fingerprint="f" * 64, model="m" * 64, default_crossing="cosine", crossings={"cosine": None}
+        fingerprint="f" * 64, model="m" * 64, dimension=D, default_crossing="cosine", crossings={"cosine": None}
     )
 
     def cross(self, queries_QD: Any, documents_ND: Any, task_N: Any, crossing: str | None = None) -> Any:
@@ -66,13 +67,13 @@ def request(*queries: str) -> pb.ScoreRequest:
     return pb.ScoreRequest(tasks=tasks, allow_partial=True)
 
 
-def run(store: Store, test: Any) -> None:
+def run(store: Store, test: Any, **changes: Any) -> None:
     async def main() -> None:
         runtime: Any = CrossingRuntime()
-        settings, metrics = Settings(engines=1, threads=1, hold_seconds=0), Metrics()
+        settings, metrics = Settings(engines=1, threads=1, hold_seconds=0, **changes), Metrics()
         snapshots = Snapshots(store, runtime, settings, metrics)
         batcher = Batcher(runtime, settings, metrics)
-        scorer = Scorer(snapshots, batcher, runtime, settings.limits, metrics)
+        scorer = Scorer(snapshots, batcher, runtime, settings, metrics)
         try:
             await asyncio.wait_for(test(scorer, runtime, metrics), 60)
         finally:
@@ -139,3 +140,51 @@ def test_a_score_that_is_not_finite_is_an_error(store: Store) -> None:
             await scorer.score(request("abc"), remaining=None)
 
     run(store, test)
+
+
+def test_an_embedding_that_comes_too_late_changes_nothing(store: Store) -> None:
+    """A task that was not reached when the answer began stays NOT_SCORED, also if its query is encoded meanwhile."""
+
+    async def test(scorer: Scorer, runtime: Any, metrics: Metrics) -> None:
+        runtime.gate.set()
+        await scorer.score(request("abc"), remaining=30)
+        runtime.gate.clear()
+        whole, batches = runtime.cross, len(runtime.batches)
+
+        def slow(*arguments: Any) -> Any:
+            runtime.gate.set()  # the late query's embedding reaches the event loop while this thread crosses
+            deadline = asyncio.run_coroutine_threadsafe(encoded("late"), loop)
+            deadline.result(30)
+            return whole(*arguments)
+
+        async def encoded(query: str) -> None:
+            while scorer._batcher._cache.get(query) is None:
+                await asyncio.sleep(0)
+
+        loop, runtime.cross = asyncio.get_running_loop(), slow
+        many = pb.ScoreRequest(allow_partial=True)
+        many.tasks.add(query="abc", document_ids=["d1"] * 600)
+        many.tasks.add(query="late", document_ids=["d1"] * 600)
+        response = await scorer.score(many, remaining=0.1)
+        assert len(runtime.batches) == batches + 1
+        assert set(response.results[0].statuses) == {pb.DOCUMENT_STATUS_OK}
+        assert set(response.results[1].statuses) == {pb.DOCUMENT_STATUS_NOT_SCORED}
+        assert np.isnan(response.results[1].scores).all()
+
+    run(store, test)
+
+
+def test_candidates_being_answered_are_bounded(store: Store) -> None:
+    """A request beyond the bound is refused and told when to try again; one that is alone is taken."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        first = asyncio.ensure_future(scorer.score(request("first", "second"), remaining=None))
+        while not runtime.batches:
+            await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="6 candidates are being scored, 5 may be"):
+            await scorer.score(request("third"), remaining=None)
+        runtime.gate.set()
+        assert len((await first).results) == 2
+        assert len((await scorer.score(request("third"), remaining=None)).results) == 1
+
+    run(store, test, candidates=5)

@@ -88,11 +88,30 @@ def test_a_generation_in_use_stays_open(tmp_path: Path) -> None:
     first = published(store)
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
-        with snapshots.hold("") as generation:
+        with snapshots.hold("") as snapshot:
+            generation = snapshot.generation
             name = published(store)
             await until(lambda: snapshots.current.generation.name == name)
             await until(lambda: len(snapshots.held) == 1)
             assert generation.name == first
             assert generation.read(generation.locate(["d1"])).shape == (1, 4)
+
+    run(store, test, hold_generations=0, hold_seconds=0)
+
+
+def test_a_thread_keeps_what_it_reads(tmp_path: Path) -> None:
+    """A request that was given up does not take a generation from under the thread that still works for it."""
+    store = Store(tmp_path / "store")
+    published(store)
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        work = asyncio.get_running_loop().create_future()
+        with snapshots.hold("") as snapshot:
+            snapshots.keep(snapshot, work)
+        name = published(store)
+        await until(lambda: snapshots.current.generation.name == name and len(snapshots.held) == 1)
+        assert snapshot.generation.read(snapshot.generation.locate(["d1"])).shape == (1, 4)
+        work.set_result(None)
+        await until(lambda: not hasattr(snapshot.generation.segment, "index"))
 
     run(store, test, hold_generations=0, hold_seconds=0)

@@ -29,6 +29,10 @@ def serve(
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that encode one batch.")] = 1,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that may wait for an engine.")] = 512,
+    max_candidates_waiting: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Candidates of all requests being answered.")
+    ] = 100_000,
+    max_retrievals: Annotated[int, typer.Option(metavar="N", min=1, help="Retrieve requests at a time.")] = 8,
     cache_bytes: Annotated[int, typer.Option(metavar="BYTES", min=0, help="Memory of the query cache.")] = 64 << 20,
     max_tasks: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks of one request.")] = 64,
     max_candidates: Annotated[int, typer.Option(metavar="N", min=1, help="Candidates of one request.")] = 10_000,
@@ -76,6 +80,8 @@ def serve(
             engines=engines or default_engines(),
             threads=threads,
             queue=queue,
+            candidates=max_candidates_waiting,
+            retrievals=max_retrievals,
             cache_bytes=cache_bytes,
             hold_generations=hold_generations,
             hold_seconds=hold_seconds,

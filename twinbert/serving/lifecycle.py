@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,9 +23,15 @@ from prometheus_client import CollectorRegistry
 from twinbert import __version__
 from twinbert.errors import UnavailableError, UsageError
 from twinbert.serving.log import event
-from twinbert.serving.metrics import endpoint
+from twinbert.serving.metrics import RpcMetrics, endpoint
 
 _Status = health_pb2.HealthCheckResponse.ServingStatus
+
+
+# Between two looks whether requests are still being answered.
+_SETTLE_SECONDS = 0.05
+# What the last answers have to reach their clients.
+_LAST_BYTES_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +56,12 @@ class Listening:
     connection_age_s: int = 300
     drain_s: float = 20.0
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is not HOST:PORT: the library would listen elsewhere without a word."""
+        host, colon, port = self.address.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            raise UsageError(f"{self.address!r} is not HOST:PORT with a port from 0 to 65535; correct --address")
+
 
 class State:
     """Whether a server takes requests."""
@@ -71,6 +84,7 @@ class Service(Protocol):
 
     name: str
     state: State
+    rpc_metrics: RpcMetrics
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
@@ -109,7 +123,7 @@ async def run(
             event("draining", service=service.name, seconds=listening.drain_s)
             service.state.set("draining")
             await _set_health(checks, service, health_pb2.HealthCheckResponse.NOT_SERVING)
-            await _drain(server, listening.drain_s, stop)
+            await _drain(server, service, listening.drain_s, stop)
     event("stopped", service=service.name)
 
 
@@ -136,14 +150,14 @@ async def _serving(
         await server.stop(grace=None)
 
 
-async def _drain(server: grpc.aio.Server, seconds: float, again: asyncio.Event) -> None:
-    """Lets requests in flight end, for `seconds` at most or until `again` is set."""
+async def _drain(server: grpc.aio.Server, service: Service, seconds: float, again: asyncio.Event) -> None:
+    """Lets requests in flight end, for `seconds` at most or until `again` is set; a health watch is not waited for."""
     stopping = asyncio.ensure_future(server.stop(grace=seconds))
-    impatient = asyncio.ensure_future(again.wait())
-    await asyncio.wait((stopping, impatient), return_when=asyncio.FIRST_COMPLETED)
-    impatient.cancel()
-    if not stopping.done():
-        await server.stop(grace=None)
+    deadline = time.monotonic() + seconds
+    await asyncio.sleep(_SETTLE_SECONDS)
+    while service.rpc_metrics.busy() and time.monotonic() < deadline and not again.is_set():
+        await asyncio.sleep(_SETTLE_SECONDS)
+    await server.stop(grace=None if again.is_set() else _LAST_BYTES_SECONDS)
     await stopping
 
 

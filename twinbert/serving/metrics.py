@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
+import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -55,9 +56,26 @@ class RpcMetrics:
         in_flight = Gauge("twinbert_rpc_in_flight", "Requests being answered.", ["method"], registry=registry)
         received = Counter("twinbert_rpc_received", "Requests that arrived.", ["method"], registry=registry)
         methods = tuple(methods)
+        self._answering = dict.fromkeys(methods, 0)
         self.duration = {(m, code): duration.labels(m, code.name) for m in methods for code in CODES}
         self.in_flight = {method: in_flight.labels(method) for method in methods}
         self.received = {method: received.labels(method) for method in methods}
+
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return any(self._answering.values())
+
+    def enter(self, method: str) -> None:
+        """A request has arrived."""
+        self._answering[method] += 1
+        self.received[method].inc()
+        self.in_flight[method].inc()
+
+    def leave(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """It was answered, or given up, with this code."""
+        self._answering[method] -= 1
+        self.in_flight[method].dec()
+        self.duration[method, code].observe(seconds)
 
 
 @contextlib.contextmanager

@@ -65,10 +65,12 @@ def failure(error: BaseException) -> Failure:
     if code is grpc.StatusCode.INTERNAL:
         text, reason = "internal error; the server's log has the details", "INTERNAL"
     else:
-        text, reason = str(error) or code.value[1], getattr(error, "reason", code.name)
+        text, reason = _clipped(str(error)) or code.value[1], getattr(error, "reason", code.name)
     details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
     if isinstance(error, ours.InvalidRequestError):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=_clipped(error.description)
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, ours.QueueFullError):
         delay = duration_pb2.Duration(
@@ -77,6 +79,11 @@ def failure(error: BaseException) -> Failure:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=code.value[0], message=text, details=[_packed(detail) for detail in details])
     return Failure(code, text, status.SerializeToString())
+
+
+def _clipped(text: str) -> str:
+    """Status travels in headers, which clients bound to 8 KiB: a message that quotes a request may be far longer."""
+    return text if len(text) <= 1000 else f"{text[:1000]}…"
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:
