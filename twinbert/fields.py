@@ -47,6 +47,10 @@ class Fields:
         self._remedy = remedy
         self._where = where
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and is not null."""
+        return self._content.get(name) is not None
+
     def text(self, name: str) -> str:
         """A string that is not empty."""
         value = self._content.get(name)

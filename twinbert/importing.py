@@ -13,8 +13,8 @@ from pathlib import Path
 from twinbert.bundle import Bundle, describe_file
 from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.export import export
-from twinbert.model.checkpoint import bert_config, load_bert, load_dense, read_json
-from twinbert.model.config import Normalisation, Pooling, TwinConfig
+from twinbert.model.checkpoint import bert_config, load_bert, load_dense, read_fields, read_json
+from twinbert.model.config import Normalisation, Pooling, TowerConfig, TwinConfig
 from twinbert.model.twin import TwinBert
 from twinbert.tokenizer import WordPiece
 
@@ -84,9 +84,13 @@ def import_bundle(source: str | Path, output: Path) -> Bundle:
     else:
         raise UsageError(f"{source}: is no directory, and no known name; known is {', '.join(PACKAGES)}")
     layout = _read_layout(directory)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (layout.encoder / name).is_file():
-            raise BundleError(f"{layout.encoder / name}: is missing; save the checkpoint with a current transformers")
+    for path in (layout.encoder / name for name in ("config.json", "model.safetensors", "tokenizer.json")):
+        try:
+            there = path.is_file()
+        except OSError as error:  # modules.json may name any folder
+            raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+        if not there:
+            raise BundleError(f"{path}: is missing; save the checkpoint with a current transformers")
     weights = layout.encoder / "model.safetensors"
     digest = describe_file(weights)["sha256"]
     if package is not None and digest != package.sha256:
@@ -128,7 +132,7 @@ def _read_layout(directory: Path) -> _Layout:
 
 def _refuse_prompts(directory: Path) -> None:
     path = directory / "config_sentence_transformers.json"
-    if path.exists() and any(read_json(path, dict).get("prompts", {}).values()):
+    if path.exists() and any(read_fields(path).values("prompts", {}).values()):
         raise UnsupportedError(f"{path}: has prompts to put before texts; a TwinBERT reads texts as they are")
 
 
@@ -152,7 +156,8 @@ def _load(layout: _Layout, weights: Path) -> TwinBert:
     tower = bert_config(
         layout.encoder, pooling=layout.pooling, projection=projection, normalisation=layout.normalisation
     )
-    max_tokens = min(_max_tokens(layout.encoder) or tower.positions, tower.positions)
+    _check_size(tower, weights, *([] if layout.dense is None else [layout.dense / "model.safetensors"]))
+    max_tokens = _max_tokens(layout.encoder, tower.positions)
     twin = TwinBert(
         TwinConfig(
             query=tower, document=tower, shared=True, query_max_tokens=max_tokens, document_max_tokens=max_tokens
@@ -164,23 +169,31 @@ def _load(layout: _Layout, weights: Path) -> TwinBert:
     return twin
 
 
+def _check_size(tower: TowerConfig, *weights: Path) -> None:
+    """Refuses a configuration that its weights cannot fill, before memory is taken for it."""
+    layer = 4 * tower.hidden + 2 * tower.feed_forward
+    least = tower.hidden * (tower.vocabulary + tower.positions + tower.layers * layer + (tower.projection or 0))
+    size = sum(path.stat().st_size for path in weights if path.is_file())
+    if least > size:  # no format has less than a byte a parameter
+        raise BundleError(f"{weights[0]}: has {size:,} bytes, its configuration {least:,} parameters or more")
+
+
 def _dense_width(path: Path) -> int:
-    config = read_json(path, dict)
-    if str(config.get("activation_function")).rpartition(".")[2] != "Tanh":
-        raise UnsupportedError(f"{path}: ends in {config.get('activation_function')}; a projection ends in tanh")
-    width = config.get("out_features")
-    if not isinstance(width, int):
-        raise BundleError(f"{path}: out_features is {width!r}; it must be a number")
-    return width
+    config = read_fields(path)
+    activation = config.text("activation_function")
+    if activation.rpartition(".")[2] != "Tanh":
+        raise UnsupportedError(f"{path}: ends in {activation}; a projection ends in tanh")
+    return config.count("out_features")
 
 
-def _max_tokens(encoder: Path) -> int | None:
-    """What sentence-transformers cuts texts to, where it says so."""
+def _max_tokens(encoder: Path, positions: int) -> int:
+    """What sentence-transformers cuts texts to, where it says so; else as many tokens as there are positions."""
     path = encoder / "sentence_bert_config.json"
     if not path.exists():
-        return None
-    config = read_json(path, dict)
-    if config.get("do_lower_case") and not WordPiece(encoder / "tokenizer.json", max_tokens=3).lowercase:
+        return positions
+    config = read_fields(path)
+    if config.flag("do_lower_case", False) and not WordPiece(encoder / "tokenizer.json", max_tokens=3).lowercase:
         raise UnsupportedError(f"{path}: wants texts in lower case, which tokenizer.json does not make of them")
-    length: int | None = config.get("max_seq_length")
-    return length
+    if not config.has("max_seq_length"):
+        return positions
+    return min(config.count("max_seq_length", above=2), positions)  # [CLS], a token and [SEP] are the least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,28 @@ def test_another_architecture_is_refused(tmp_path: Path, change: dict[str, Any],
         bert_config(hf_checkpoint.save(tmp_path, **change), pooling="cls")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": "16"}, "hidden_size is '16', it must be a whole number above 0"),
+        ({"hidden_size": None}, "hidden_size is None, it must be a whole number above 0"),
+        ({"hidden_size": 16.0}, r"hidden_size is 16\.0, it must be a whole number above 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, it must be a whole number above 0"),
+        ({"num_attention_heads": 3}, "tower: 3 heads do not divide a hidden width of 16"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings is 2, it must be a whole number above 2"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12', it must be a number"),
+        ({"layer_norm_eps": math.inf}, "layer_norm_eps is inf, it must be a number"),
+        ({"layer_norm_eps": 10**400}, r"layer_norm_eps is 10+\.\.\.0+, it must be a number"),
+        ({"layer_norm_eps": 0}, r"tower: norm_epsilon is 0\.0; it must be above 0"),
+        ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None, it must be a number"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """A number of another kind, or out of range, is refused with the file, the field and what it must be."""
+    with pytest.raises(BundleError, match=rf"config\.json: {words}; download or save the checkpoint again"):
+        bert_config(hf_checkpoint.save(tmp_path, **change), pooling="cls")
+
+
 def _without_a_bias(state: dict[str, Tensor]) -> None:
     del state["encoder.layer.1.output.dense.bias"]
 
@@ -122,7 +145,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(BundleError, match=r"model\.safetensors: is missing"):
         _load(directory)
-    for content, words in (("[1]", "holds a list"), ("{", "cannot be read as JSON"), ("{}", "has no 'vocab_size'")):
+    for content, words in (
+        ("[1]", "holds no JSON object"),
+        ("{", "is not JSON"),
+        ("{}", "vocab_size is missing"),
+        ("[" * 100_000, "is nested too deeply"),
+    ):
         (directory / "config.json").write_text(content)
         with pytest.raises(BundleError, match=rf"config\.json: {words}"):
             _load(directory)

@@ -105,7 +105,16 @@ CHAIN = ("Transformer", "Pooling")
         ),
         (CHAIN, {"pooling": {"pooling_mode": "lasttoken"}}, "pools by lasttoken; supported are cls and mean"),
         ((*CHAIN, "Dense"), {"dense": DENSE | {"activation_function": "x.Identity"}}, r"ends in x\.Identity"),
-        ((*CHAIN, "Dense"), {"dense": DENSE | {"out_features": None}}, "out_features is None"),
+        (
+            (*CHAIN, "Dense"),
+            {"dense": DENSE | {"out_features": None}},
+            r"2_Dense/config\.json: out_features is None, it must be a whole number above 0",
+        ),
+        (
+            (*CHAIN, "Dense"),
+            {"dense": DENSE | {"activation_function": 1}},
+            r"2_Dense/config\.json: activation_function is 1, it must be a string",
+        ),
         ((*CHAIN, "Dense"), {}, r"2_Dense/model\.safetensors: is missing"),
     ],
 )
@@ -117,6 +126,55 @@ def test_what_a_tower_has_not_is_refused(
     with pytest.raises(TwinbertError, match=words):
         import_bundle(checkpoint, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": "128"}, "max_seq_length is '128', it must be a whole number"),
+        ("sentence_bert_config.json", {"max_seq_length": 12.5}, r"max_seq_length is 12\.5, it must be a whole number"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length is 0, it must be a whole number above 2"),
+        ("sentence_bert_config.json", {"do_lower_case": "no"}, "do_lower_case is 'no', it must be true or false"),
+        ("sentence_bert_config.json", [], "holds no JSON object"),
+        ("config_sentence_transformers.json", {"prompts": None}, "prompts is None, it must be an object"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, r"prompts is \['a'\], it must be an object"),
+        ("modules.json", [{"type": "x.Transformer"}], "does not give a type and a path for every module"),
+        ("modules.json", {}, "holds no JSON array"),
+    ],
+)
+def test_a_wrong_field_is_named(checkpoint: Path, tmp_path: Path, name: str, content: object, words: str) -> None:
+    """What the files around a checkpoint say is refused where it is of another kind, by file and field."""
+    _sentence_transformer(checkpoint, *CHAIN)
+    _write(checkpoint / name, content)
+    with pytest.raises(BundleError, match=words) as caught:
+        import_bundle(checkpoint, tmp_path / "bundle")
+    assert name in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", hf_checkpoint.CONFIG | {"hidden_size": 10**30, "num_attention_heads": 1}),
+        ("config.json", hf_checkpoint.CONFIG | {"num_hidden_layers": 10**9}),
+        ("2_Dense/config.json", DENSE | {"out_features": 10**12}),
+    ],
+)
+def test_more_parameters_than_the_weights_can_hold_are_refused(
+    checkpoint: Path, tmp_path: Path, file: str, content: object
+) -> None:
+    """A configuration far larger than its weights is refused before memory is taken for it."""
+    _sentence_transformer(checkpoint, *CHAIN, "Dense")
+    _write(checkpoint / file, content)
+    with pytest.raises(BundleError, match=r"model\.safetensors: has [\d,]+ bytes, its configuration [\d,]+ parameters"):
+        import_bundle(checkpoint, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("stated", "tokens"), [({"max_seq_length": None}, 40), ({"max_seq_length": 99}, 40)])
+def test_texts_are_no_longer_than_there_are_positions(checkpoint: Path, stated: dict[str, Any], tokens: int) -> None:
+    """A length that is not stated, or above the number of position embeddings, is that number."""
+    _write(checkpoint / "sentence_bert_config.json", stated)
+    assert importing._max_tokens(checkpoint, hf_checkpoint.POSITIONS) == tokens
 
 
 def test_texts_are_read_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
@@ -140,6 +198,19 @@ def test_a_missing_file_is_named(checkpoint: Path, tmp_path: Path, name: str) ->
     """Each of the three files is needed."""
     (checkpoint / name).unlink()
     with pytest.raises(BundleError, match=rf"{name}: is missing"):
+        import_bundle(checkpoint, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("kind", CHAIN)
+@pytest.mark.parametrize(
+    ("folder", "words"), [("n" * 300, "cannot be read: .*File name too long"), ("nul\0", "is missing|.*null byte")]
+)
+def test_a_folder_that_cannot_be_is_named(checkpoint: Path, tmp_path: Path, kind: str, folder: str, words: str) -> None:
+    """A module's folder with a name that the file system refuses is an error that shows it."""
+    folders = dict.fromkeys(CHAIN, "1_Pooling") | {kind: folder}
+    _sentence_transformer(checkpoint, *CHAIN)
+    _write(checkpoint / "modules.json", [{"type": f"x.{kind}", "path": path} for kind, path in folders.items()])
+    with pytest.raises(BundleError, match=rf"{folder}/config\.json: ({words})"):
         import_bundle(checkpoint, tmp_path / "bundle")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from twinbert.bundle import TOWERS, Bundle
-from twinbert.errors import BundleError, UnsupportedError
+from twinbert.errors import BundleError, UnsupportedError, UsageError
+from twinbert.fields import Fields, parse_json
 from twinbert.model.config import CrossingKind, Normalisation, Pooling, TowerConfig, TwinConfig
 from twinbert.model.tower import Tower
 from twinbert.model.twin import TwinBert
 
 _T = TypeVar("_T")
+_REMEDY = "download or save the checkpoint again"
 
 # Hugging Face's names → ours, without the `bert.` that checkpoints of whole tasks put in front.
 _NAMES = (
@@ -47,14 +48,21 @@ def read_json(path: Path, kind: type[_T]) -> _T:
         BundleError: it is missing, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; a BERT checkpoint needs it") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise BundleError(f"{path}: holds a {type(content).__name__}, not a {kind.__name__}")
-    return content
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise BundleError(f"{path}: cannot be read: {error}") from error
+    return parse_json(path, content, kind, remedy=_REMEDY)
+
+
+def read_fields(path: Path) -> Fields:
+    """A JSON object of a checkpoint, to be read field by field.
+
+    Raises:
+        BundleError: the file is missing, or holds something else.
+    """
+    return Fields(path, read_json(path, dict), remedy=_REMEDY)
 
 
 def bert_config(
@@ -63,7 +71,7 @@ def bert_config(
     """The tower that a Hugging Face BERT checkpoint fits into, from its config.json; pooling and what follows are ours.
 
     Raises:
-        BundleError: config.json is missing or lacks a value.
+        BundleError: config.json is missing, or a value is missing or wrong.
         UnsupportedError: it is another architecture.
     """
     path = directory / "config.json"
@@ -76,22 +84,23 @@ def bert_config(
     ):
         if config.get(name, supported) != supported:
             raise UnsupportedError(f"{path}: {name} is {config[name]!r}; only {supported!r} is supported")
+    fields = Fields(path, config, remedy=_REMEDY)
     try:
         return TowerConfig(
-            vocabulary=config["vocab_size"],
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            feed_forward=config["intermediate_size"],
-            positions=config["max_position_embeddings"],
+            vocabulary=fields.count("vocab_size"),
+            hidden=fields.count("hidden_size"),
+            layers=fields.count("num_hidden_layers"),
+            heads=fields.count("num_attention_heads"),
+            feed_forward=fields.count("intermediate_size"),
+            positions=fields.count("max_position_embeddings", above=2),  # [CLS], a token and [SEP]
             pooling=pooling,
             projection=projection,
             normalisation=normalisation,
-            dropout=config.get("hidden_dropout_prob", 0.1),
-            norm_epsilon=config.get("layer_norm_eps", 1e-12),
+            dropout=fields.number("hidden_dropout_prob", 0.1),
+            norm_epsilon=fields.number("layer_norm_eps", 1e-12),
         )
-    except KeyError as error:
-        raise BundleError(f"{path}: has no {error}; a BERT checkpoint needs it") from None
+    except UsageError as error:
+        raise BundleError(f"{path}: {error}; {_REMEDY}") from error
 
 
 def load_bert(tower: Tower, path: Path) -> None:
