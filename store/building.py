@@ -5,7 +5,7 @@ text, whatever the document's id and whatever the order of the next run's input.
 
     building/<name>/vectors.bin  rows, appended
     building/<name>/entries.bin  ENTRY for each row, appended only after the row is durable
-    building/<name>/ids.bin      string ids of this run
+    building/<name>/ids.bin      ids of this run
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Building:
         os.truncate(vectors, rows * codec.row_bytes)
         os.truncate(entries, rows * ENTRY.itemsize)
         self.rows = rows
-        self.known = DigestIndex(np.fromfile(entries, dtype=ENTRY)["digest"])
+        self.known = DigestIndex(self.entries()["digest"] if rows else np.empty(0, DIGEST))
         self._vectors = vectors.open("ab")
         self._entries = entries.open("ab")
         self._pending: list[npt.NDArray[np.void]] = []
@@ -127,8 +127,8 @@ class Building:
         return np.memmap(self.path / "vectors.bin", self._codec.dtype, "r", shape=(self.rows, self._codec.dimension))
 
     def entries(self) -> npt.NDArray[np.void]:
-        """ENTRY of each row; `sync` first."""
-        return np.fromfile(self.path / "entries.bin", dtype=ENTRY)
+        """ENTRY of each row, as a map of the file; `sync` first."""
+        return np.memmap(self.path / "entries.bin", ENTRY, "r")
 
     def close(self) -> None:
         """Leaves the folder for the next run; what was not synced yet is not vouched for."""

@@ -1,4 +1,4 @@
-"""The documents of a refresh, gathered as columns: about 30 bytes of memory a document, ids on disk.
+"""The documents of a refresh, gathered as columns: 24 bytes of memory a document at most, ids on disk.
 
 Shapes: N documents of a batch, n documents of the whole refresh.
 """
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from store.errors import EmptyGenerationError, IdTypeError, StoreError
 from store.files import abandon, reporting_full_disk
-from store.format import I64, MAX_ID_BYTES, U64
+from store.format import MAX_ID_BYTES, U64
 from store.keys import Keys, bytes_keys, integer_keys
 from store.manifest import IdType
 from store.segment import Ids
@@ -55,7 +55,7 @@ class Resolved:
 
     seed: int
     keys: Keys
-    rows: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.uint32]
     times: npt.NDArray[np.int64]
     ids: Ids
     duplicates: int
@@ -74,7 +74,9 @@ class Documents:
         self._id_type, self._seed = id_type, seed
         self._path = folder / "ids.bin"
         self._spool = self._path.open("wb")
-        self._columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("rows", "times", "positions", "ids")}
+        # An `array` grows in place, by a sixteenth: its memory does not depend on the size of the batches.
+        self._rows, self._lengths = array("I"), array("H")
+        self._times, self._positions = array("q"), array("q")
 
     def add(self, batch: Batch, rows_N: npt.NDArray[np.int64]) -> None:
         """Adds documents whose embeddings are the building's rows `rows_N`.
@@ -82,65 +84,86 @@ class Documents:
         Raises:
             IdTypeError: ids are not of the store's type.
         """
+        lengths: list[int] = []
         if self._id_type == "integer":
-            try:
-                # By way of an array: numpy would turn text and fractions into integers.
-                ids = np.array(array("Q", cast("Sequence[int]", batch.ids)), dtype=U64)
-            except (TypeError, OverflowError) as error:
-                raise IdTypeError(f"this store's ids are integers from 0 to 2^64 - 1: {error}") from error
+            spooled = _numbers(batch.ids)
         else:
-            try:
-                encoded = [id_.encode() for id_ in batch.ids]  # type: ignore[union-attr]
-            except (AttributeError, UnicodeEncodeError) as error:
-                raise IdTypeError(f"this store's ids are strings of UTF-8: {error}") from error
-            ids = np.fromiter(map(len, encoded), dtype=U64, count=len(encoded))
-            if len(ids) and not 1 <= int(ids.min()) <= int(ids.max()) <= MAX_ID_BYTES:
-                raise IdTypeError(f"an id is empty or over {MAX_ID_BYTES} bytes of UTF-8")
-            with reporting_full_disk(self._path.parent, int(ids.sum())):
-                self._spool.write(b"".join(encoded))
-        for name, column in (("rows", rows_N), ("times", batch.times), ("positions", batch.positions), ("ids", ids)):
-            self._columns[name].append(column)
+            encoded = _encoded(batch.ids)
+            lengths, spooled = list(map(len, encoded)), b"".join(encoded)
+        with reporting_full_disk(self._path.parent, len(spooled)):
+            self._spool.write(spooled)
+        self._lengths.extend(lengths)
+        self._rows.frombytes(rows_N.astype(np.uint32).tobytes())
+        self._times.frombytes(batch.times.astype(np.int64).tobytes())
+        self._positions.frombytes(batch.positions.astype(np.int64).tobytes())
 
     def resolve(self) -> Resolved:
-        """Keeps the last document of each id, and finds a seed under which no two ids share a key.
+        """Keeps the last document of each id, and finds a seed under which no two ids share a key. To be called once.
 
         Raises:
             EmptyGenerationError: there are no documents.
         """
-        with reporting_full_disk(self._path.parent, 0):
-            self._spool.flush()
-        if not any(map(len, self._columns["rows"])):
+        if not self._rows:
             raise EmptyGenerationError("the refresh has no documents, so there is nothing to publish")
-        columns = {name: np.concatenate(chunks) for name, chunks in self._columns.items()}
-        ids = _spooled_ids(self._path, columns["ids"]) if self._id_type == "string" else Ids(numbers=columns["ids"])
-        for seed in range(self._seed, self._seed + _MAX_SEEDS):
-            keys = _keys(ids, seed)
-            order = np.lexsort((columns["positions"], keys))
-            repeated = np.flatnonzero(keys[order][:-1] == keys[order][1:])
-            if ids.take(order[repeated]) == ids.take(order[repeated + 1]):
-                break
-        else:
-            raise StoreError(f"two ids shared a key under each of {_MAX_SEEDS} seeds, which chance does not explain")
-        last = np.delete(order, repeated)  # in order of position, the last of each key is not followed by its equal
-        last = last[np.argsort(columns["rows"][last], kind="stable")]
-        return Resolved(
-            seed=seed,
-            keys=keys[last],
-            rows=columns["rows"][last],
-            times=columns["times"][last].astype(I64),
-            ids=_taken(ids, last),
-            duplicates=len(repeated),
-        )
+        with reporting_full_disk(self._path.parent, 0):
+            self._spool.close()
+        ids = self._spooled_ids()
+        seed, keys, last = _last_of_each_id(ids, np.asarray(self._positions), self._seed)
+        duplicates = len(self._rows) - len(last)
+        # Each column is let go of once it is taken from: together they would be the peak of a refresh's memory.
+        self._positions, self._lengths = array("q"), array("H")
+        last = last[np.argsort(np.asarray(self._rows)[last], kind="stable")]
+        keys = keys[last]
+        rows, self._rows = np.asarray(self._rows)[last], array("I")
+        times, self._times = np.asarray(self._times)[last], array("q")
+        return Resolved(seed=seed, keys=keys, rows=rows, times=times, ids=_taken(ids, last), duplicates=duplicates)
+
+    def _spooled_ids(self) -> Ids:
+        if self._id_type == "integer":
+            return Ids(numbers=np.memmap(self._path, U64, "r"))
+        offsets = np.zeros(len(self._lengths) + 1, dtype=U64)
+        np.cumsum(self._lengths, dtype=U64, out=offsets[1:])
+        return Ids(offsets=offsets, text=np.memmap(self._path, np.uint8, "r"))
 
     def close(self) -> None:
         """Closes the spool."""
         abandon(self._spool)
 
 
-def _spooled_ids(path: Path, lengths: npt.NDArray[np.uint64]) -> Ids:
-    offsets = np.zeros(len(lengths) + 1, dtype=U64)
-    np.cumsum(lengths, out=offsets[1:])
-    return Ids(offsets=offsets, text=np.memmap(path, np.uint8, "r"))
+def _numbers(ids: Sequence[str] | Sequence[int]) -> bytes:
+    """Integer ids as u64."""
+    try:
+        # By way of an array: numpy would turn text and fractions into integers.
+        return np.array(array("Q", cast("Sequence[int]", ids)), dtype=U64).tobytes()
+    except (TypeError, OverflowError) as error:
+        raise IdTypeError(f"this store's ids are integers from 0 to 2^64 - 1: {error}") from error
+
+
+def _encoded(ids: Sequence[str] | Sequence[int]) -> list[bytes]:
+    """String ids as UTF-8."""
+    try:
+        encoded = [id_.encode() for id_ in ids]  # type: ignore[union-attr]
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise IdTypeError(f"this store's ids are strings of UTF-8: {error}") from error
+    if not all(1 <= len(id_) <= MAX_ID_BYTES for id_ in encoded):
+        raise IdTypeError(f"an id is empty or over {MAX_ID_BYTES} bytes of UTF-8")
+    return encoded
+
+
+def _last_of_each_id(
+    ids: Ids, positions_n: npt.NDArray[np.int64], first_seed: int
+) -> tuple[int, Keys, npt.NDArray[np.int64]]:
+    """A seed under which no two ids share a key, the keys [n], and the places of those that no later one replaces."""
+    for seed in range(first_seed, first_seed + _MAX_SEEDS):
+        keys = _keys(ids, seed)
+        order = np.lexsort((positions_n, keys))
+        ordered = keys[order]
+        repeated = np.flatnonzero(ordered[:-1] == ordered[1:])
+        del ordered
+        blocks = (repeated[start : start + _CHUNK] for start in range(0, len(repeated), _CHUNK))
+        if all(ids.take(order[block]) == ids.take(order[block + 1]) for block in blocks):
+            return seed, keys, np.delete(order, repeated)  # what is followed by its equal was replaced by it
+    raise StoreError(f"two ids shared a key under each of {_MAX_SEEDS} seeds, which chance does not explain")
 
 
 def _keys(ids: Ids, seed: int) -> Keys:
@@ -164,14 +187,15 @@ def _taken(ids: Ids, order: npt.NDArray[np.int64]) -> Ids:
         return Ids(numbers=ids.numbers[order])
     assert ids.offsets is not None
     assert ids.text is not None
-    starts, lengths = ids.offsets[:-1][order], np.diff(ids.offsets)[order].astype(np.int64)
     offsets = np.zeros(len(order) + 1, dtype=U64)
-    np.cumsum(lengths, out=offsets[1:])
+    offsets[1:] = ids.offsets[1:][order]
+    offsets[1:] -= ids.offsets[order]
+    np.cumsum(offsets, out=offsets)
     text = np.empty(int(offsets[-1]), dtype=np.uint8)
     for first in range(0, len(order), _CHUNK):
-        last = min(first + _CHUNK, len(order))
-        begin, end = int(offsets[first]), int(offsets[last])
+        cuts = offsets[first : first + _CHUNK + 1]
         # Byte k of the output comes from its id's start in the spool plus its place within the id.
-        shift = np.repeat(starts[first:last] - offsets[first:last], lengths[first:last])
+        shift = np.repeat(ids.offsets[order[first : first + _CHUNK]] - cuts[:-1], np.diff(cuts).astype(np.int64))
+        begin, end = int(cuts[0]), int(cuts[-1])
         text[begin:end] = ids.text[shift + np.arange(begin, end, dtype=U64)]
     return Ids(offsets=offsets, text=text)

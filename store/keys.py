@@ -18,6 +18,8 @@ from store.format import U32, U64
 Keys = npt.NDArray[np.uint64]
 RowNumbers = npt.NDArray[np.uint32]
 
+_BLOCK = 1 << 16  # keys at a time, where all at once would take much memory
+
 
 def string_keys(ids: Sequence[str], seed: int) -> Keys:
     """xxh3_64 of the UTF-8 ids under the seed: u64 [N].
@@ -51,10 +53,11 @@ def integer_keys(numbers_N: npt.NDArray[np.uint64], seed: int) -> Keys:
 def build_buckets(keys_n: Keys) -> npt.NDArray[np.uint32]:
     """The bucket directory of ascending keys: u32 [2^b + 1], with n < 2^b ≤ 2n, so about one key a bucket."""
     bits = len(keys_n).bit_length()
-    heads = (keys_n >> np.uint64(64 - bits)).astype(np.int64)
     buckets = np.zeros((1 << bits) + 1, dtype=U32)
-    np.cumsum(np.bincount(heads, minlength=1 << bits), out=buckets[1:])
-    return buckets
+    for start in range(0, len(keys_n), _BLOCK):
+        heads = (keys_n[start : start + _BLOCK] >> np.uint64(64 - bits)).astype(np.int64)
+        buckets[heads[0] + 1 : heads[-1] + 2] += np.bincount(heads - heads[0]).astype(U32)
+    return np.cumsum(buckets, dtype=U32, out=buckets)
 
 
 # No bucket of hashed keys comes near this many. Ids that someone chose so as to crowd one bucket do, and comparing all

@@ -69,13 +69,13 @@ def write_segment(directory: Path, vectors_nD: Rows, columns: Columns, *, part_b
         columns: all else, parallel to the rows.
         part_bytes: largest value; only tests set it.
     """
-    order = np.argsort(columns.keys, kind="stable")
-    keys = columns.keys[order]
+    rows = np.argsort(columns.keys, kind="stable").astype(fmt.U32)
+    keys = columns.keys[rows]
     rows_per_part = max(1, part_bytes // (vectors_nD.shape[1] * vectors_nD.itemsize))
     parts = range(0, len(vectors_nD), rows_per_part)
     databases: Mapping[bytes, dict[bytes, npt.NDArray[Any] | None]] = {
         fmt.VECTORS: {fmt.part_key(i): vectors_nD[start : start + rows_per_part] for i, start in enumerate(parts)},
-        fmt.INDEX: {fmt.KEYS: keys, fmt.ROWS: order.astype(fmt.U32), fmt.BUCKETS: build_buckets(keys)},
+        fmt.INDEX: {fmt.KEYS: keys, fmt.ROWS: rows, fmt.BUCKETS: build_buckets(keys)},
         fmt.DOCUMENTS: {
             fmt.NUMBERS: columns.ids.numbers,
             fmt.ID_OFFSETS: columns.ids.offsets,

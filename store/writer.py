@@ -5,6 +5,9 @@ with store.writer(...) as writer:
     writer.add(batch.take(~known), embeddings)    # the others, encoded by the caller
     with writer.seal() as generation: ...         # durable, not yet published: the caller can check it
     name = writer.publish(quality)                # replaces CURRENT
+
+Memory: 24 bytes a document while they are added; while they are sealed 66, and the text of their ids; all the while 20
+for each row that can be reused, of the current generation and of an interrupted build.
 """
 
 from __future__ import annotations
@@ -203,13 +206,13 @@ class Writer:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir()
-            entries = self._building.entries()[resolved.rows]
+            entries = self._building.entries()
             columns = Columns(
                 keys=resolved.keys,
                 ids=resolved.ids,
-                digests=np.ascontiguousarray(entries["digest"]),
+                digests=entries["digest"][resolved.rows],
                 times=resolved.times,
-                scales=np.ascontiguousarray(entries["scale"]) if self._codec.has_scales else None,
+                scales=entries["scale"][resolved.rows] if self._codec.has_scales else None,
             )
             write_segment(draft, self._ordered_vectors(resolved.rows), columns)
             file = FileEntry.of(draft / DATA)
@@ -222,7 +225,7 @@ class Writer:
         sync_directory(final.parent)
         return file
 
-    def _ordered_vectors(self, rows_n: npt.NDArray[np.int64]) -> Rows:
+    def _ordered_vectors(self, rows_n: npt.NDArray[np.uint32]) -> Rows:
         """The building's rows in the order given: the file itself where that is its order, else a gathered copy."""
         vectors = self._building.vectors()
         n = len(rows_n)

@@ -12,8 +12,9 @@ import pytest
 import xxhash
 from store_cases import Document, add, batch_of, documents, embeddings, holds, read, refresh, writer
 
+from store.documents import Batch
 from store.errors import EmptyGenerationError, IdTypeError, NoGenerationError, StoreError
-from store.format import U64
+from store.format import DIGEST, U64
 from store.maintenance import verify
 from store.store import Store
 
@@ -135,6 +136,33 @@ def test_long_ids_in_little_memory(store: Store) -> None:
             _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 5_000 * 511 + (20 << 20)
+
+
+@pytest.mark.parametrize("id_type", ["string", "integer"])
+def test_memory_of_a_refresh(store: Store, id_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document takes 24 bytes until the refresh is sealed, in batches of four too, and 66 and its id while it is."""
+    for block in ("files._CHUNK", "keys._BLOCK", "writer._GATHER_ROWS"):  # which also take memory, but always the same
+        monkeypatch.setattr(f"store.{block}", 1 << 10)
+    count, size = 20_000, 4
+    ids: list[Any] = [f"document-{number:07d}" if id_type == "string" else number for number in range(count)]
+    places = np.random.default_rng(0).permutation(count)
+    drawn = np.frombuffer(np.random.default_rng(1).bytes(16 * count), DIGEST)
+    with writer(store, dimension=1, id_type=id_type) as into:
+        into.add(Batch(ids=ids[:1], digests=drawn[:1], times=places[:1], positions=places[:1]), np.zeros((1, 1), "<f4"))
+        tracemalloc.start()
+        for start in range(0, count, size):
+            here = places[start : start + size]
+            batch = Batch(ids=[ids[i] for i in here.tolist()], digests=drawn[here], times=here, positions=here)
+            into.add(batch, np.zeros((size, 1), np.float32))
+        into.sync()
+        added, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        with into.seal():
+            _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    slack = 1 << 16
+    assert added < 24 * count + slack
+    assert peak < (66 + (16 if id_type == "string" else 0)) * count + slack
 
 
 @pytest.mark.parametrize("batches", [0, 1])
