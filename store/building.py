@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from store.encoding import Codec, Floats, Rows
+from store.errors import StoreError
 from store.files import abandon, reporting_full_disk, sync_directory
-from store.format import BUILDING, DIGEST, F32, MAX_ROWS
+from store.format import BUILDING, DIGEST, F32, TOMBSTONE
 
 Digests = npt.NDArray[np.void]
 
@@ -89,10 +90,11 @@ class Building:
 
         Raises:
             StoreFullError: no space left; whole rows that are durable stay.
+            StoreError: rows are numbered in 32 bits, and there are that many.
         """
         first = self.rows
-        if first + len(rows_ND) > MAX_ROWS:
-            raise ValueError(f"a segment holds at most {MAX_ROWS:,} documents; shard the corpus over several stores")
+        if first + len(rows_ND) > TOMBSTONE:  # only what many interrupted builds left can be this much
+            raise StoreError(f"{self.path} has more rows than can be numbered; remove the folder and refresh again")
         entries = np.zeros(len(rows_ND), dtype=ENTRY)
         entries["digest"] = digests_N
         if scales_N is not None:

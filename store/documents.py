@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from store.errors import EmptyGenerationError, IdTypeError, StoreError
 from store.files import abandon, reporting_full_disk
-from store.format import MAX_ID_BYTES, U64
+from store.format import MAX_ID_BYTES, MAX_ID_TEXT_BYTES, MAX_ROWS, U64
 from store.keys import Keys, bytes_keys, integer_keys
 from store.manifest import IdType
 from store.segment import Ids
@@ -83,6 +83,7 @@ class Documents:
 
         Raises:
             IdTypeError: ids are not of the store's type.
+            StoreError: they are more than a segment can hold.
         """
         lengths: list[int] = []
         if self._id_type == "integer":
@@ -90,6 +91,11 @@ class Documents:
         else:
             encoded = _encoded(batch.ids)
             lengths, spooled = list(map(len, encoded)), b"".join(encoded)
+        if len(self._rows) + len(rows_N) > MAX_ROWS or self._spool.tell() + len(spooled) > MAX_ID_TEXT_BYTES:
+            raise StoreError(
+                f"a store holds at most {MAX_ROWS:,} documents, counting those that come again, and "
+                f"{MAX_ID_TEXT_BYTES:,} bytes of ids; shard the corpus over several stores"
+            )
         with reporting_full_disk(self._path.parent, len(spooled)):
             self._spool.write(spooled)
         self._lengths.extend(lengths)

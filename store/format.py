@@ -48,13 +48,15 @@ F32 = np.dtype("<f4")
 DIGEST = np.dtype("V16")
 
 TOMBSTONE = 0xFFFFFFFF  # a row number that means: deleted
-MAX_ROWS = TOMBSTONE - 1
 
 # LMDB keeps a value's size in 32 bits, and a value's pages must be numbered within it too.
 MAX_PART_BYTES = (4 << 30) - (64 << 10)
 PAGE_HEADER = 16  # bytes before a value that has pages of its own; a page is as large as the writing host's
 
+# Only vectors are cut into parts, so the other arrays bound a segment: digests are the widest, ids vary in length.
+MAX_ROWS = MAX_PART_BYTES // DIGEST.itemsize
 MAX_ID_BYTES = 511
+MAX_ID_TEXT_BYTES = MAX_PART_BYTES  # of all ids of a segment
 
 ID_TYPES = ("string", "integer")
 

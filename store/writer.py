@@ -146,7 +146,9 @@ class Writer:
 
         Raises:
             VectorsError: an embedding that the encoding cannot hold.
+            IdTypeError: an id is not of the store's type.
             StoreFullError: no space left.
+            StoreError: more documents than a segment can hold.
         """
         first = self._building.append(batch.digests, *self._codec.encode(vectors_ND))
         self._documents.add(batch, np.arange(first, first + len(vectors_ND)))

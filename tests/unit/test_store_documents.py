@@ -12,9 +12,9 @@ import pytest
 import xxhash
 from store_cases import Document, add, batch_of, documents, embeddings, holds, read, refresh, writer
 
+from store import format as fmt
 from store.documents import Batch
 from store.errors import EmptyGenerationError, IdTypeError, NoGenerationError, StoreError
-from store.format import DIGEST, U64
 from store.maintenance import verify
 from store.store import Store
 
@@ -109,7 +109,7 @@ def test_integers_of_all_64_bits(store: Store) -> None:
     """Integer ids over the whole of 0 to 2^64 - 1 come back as they were given."""
     numbers = [0, 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
     refresh(store, [Document(number, f"text {number}") for number in numbers], id_type="integer")
-    found = read(store, np.array(numbers, U64))
+    found = read(store, np.array(numbers, fmt.U64))
     np.testing.assert_array_equal(found, embeddings([f"text {number}" for number in numbers]))
     generation = store.open(store.current())
     assert sorted(generation.ids(np.arange(len(numbers)))) == numbers
@@ -122,7 +122,7 @@ def test_asking_with_the_other_type(store: Store, id_type: str) -> None:
     refresh(store, [Document("5" if id_type == "string" else 5, "text")], id_type=id_type)
     generation = store.open(store.current())
     with pytest.raises(IdTypeError, match=id_type):
-        generation.locate(np.array([5], U64) if id_type == "string" else ["5"])
+        generation.locate(np.array([5], fmt.U64) if id_type == "string" else ["5"])
     generation.close()
 
 
@@ -138,6 +138,27 @@ def test_long_ids_in_little_memory(store: Store) -> None:
     assert peak < 5_000 * 511 + (20 << 20)
 
 
+@pytest.mark.parametrize("limit", ["MAX_ROWS", "MAX_ID_TEXT_BYTES"])
+def test_too_many_documents(store: Store, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents beyond what a segment holds are refused when they are added, with the advice to shard; as many fit."""
+    chosen = documents(10)
+    monkeypatch.setattr(f"store.documents.{limit}", 10 if limit == "MAX_ROWS" else sum(len(one.id) for one in chosen))
+    refresh(store, chosen)
+    with writer(store) as into:
+        add(into, chosen)
+        with pytest.raises(StoreError, match="shard the corpus over several stores"):
+            add(into, documents(1, first=10))
+    assert holds(store, chosen)
+
+
+def test_the_limits_are_what_lmdb_takes() -> None:
+    """Of a segment at its limits no value but the vectors, which are cut, is larger than LMDB takes."""
+    rows = fmt.MAX_ROWS
+    buckets = fmt.U32.itemsize * ((1 << rows.bit_length()) + 1)
+    arrays = (fmt.U64.itemsize * (rows + 1), fmt.DIGEST.itemsize * rows, fmt.MAX_ID_TEXT_BYTES, buckets)
+    assert max(arrays) <= fmt.MAX_PART_BYTES < 1 << 32
+
+
 @pytest.mark.parametrize("id_type", ["string", "integer"])
 def test_memory_of_a_refresh(store: Store, id_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document takes 24 bytes until the refresh is sealed, in batches of four too, and 66 and its id while it is."""
@@ -146,7 +167,7 @@ def test_memory_of_a_refresh(store: Store, id_type: str, monkeypatch: pytest.Mon
     count, size = 20_000, 4
     ids: list[Any] = [f"document-{number:07d}" if id_type == "string" else number for number in range(count)]
     places = np.random.default_rng(0).permutation(count)
-    drawn = np.frombuffer(np.random.default_rng(1).bytes(16 * count), DIGEST)
+    drawn = np.frombuffer(np.random.default_rng(1).bytes(16 * count), fmt.DIGEST)
     with writer(store, dimension=1, id_type=id_type) as into:
         into.add(Batch(ids=ids[:1], digests=drawn[:1], times=places[:1], positions=places[:1]), np.zeros((1, 1), "<f4"))
         tracemalloc.start()

@@ -27,7 +27,7 @@ from store_cases import (
     writer,
 )
 
-from store.errors import CorruptError, IdTypeError, NoGenerationError, VectorsError
+from store.errors import CorruptError, IdTypeError, NoGenerationError, StoreError, VectorsError
 from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
 from store.store import Store
 from store.writer import digests
@@ -296,3 +296,11 @@ def test_digests_are_blake2b() -> None:
         digests(["", "abc"]).tobytes().hex() == "cae66941d9efbd404e4d88758ea67670" + "cf4ab791c62b8d2b2109c90275287816"
     )
     assert len(digests([])) == 0
+
+
+def test_a_build_with_too_many_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that interrupted refreshes filled beyond what row numbers can tell apart is refused, by its folder."""
+    interrupt(store, documents(9))
+    monkeypatch.setattr("store.building.TOMBSTONE", 10)
+    with pytest.raises(StoreError, match=str(builds(store)[0])):
+        refresh(store, documents(12))
