@@ -70,7 +70,7 @@ class Building:
         self.path = store / BUILDING / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self._codec = codec
         vectors, entries = self.path / "vectors.bin", self.path / "entries.bin"
-        with reporting_full_disk(store, 1 << 16):
+        with reporting_full_disk(store):
             self.path.mkdir(parents=True, exist_ok=True)
             sync_directory(self.path.parent)
             for path in (vectors, entries):

@@ -18,10 +18,13 @@ from typing import BinaryIO
 
 import xxhash
 
-from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError
-from store.format import LOCK
+from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError, StoreNotFoundError
+from store.format import LOCK, SEGMENTS
 
 _CHUNK = 4 << 20
+
+# What to do about damage.
+REMEDY = "copy it again from another host, roll back to a generation that verifies, or refresh"
 
 
 def sync_directory(path: Path) -> None:
@@ -81,16 +84,13 @@ class FileEntry:
         try:
             size = path.stat().st_size
             if size != self.size:
-                raise CorruptError(f"{path} has {size:,} bytes, not the {self.size:,} that were written; {_REMEDY}")
+                raise CorruptError(f"{path} has {size:,} bytes, not the {self.size:,} that were written; {REMEDY}")
             found = self.of(path) if thorough else None
             quick = found.xxh3_128 if found else _xxh3_128(path)
         except OSError as error:
-            raise CorruptError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+            raise CorruptError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
         if quick != self.xxh3_128 or (found and found.sha256 != self.sha256):
-            raise CorruptError(f"{path} is not what was written: its checksum differs; {_REMEDY}")
-
-
-_REMEDY = "copy it again from another host, roll back to a generation that verifies, or refresh"
+            raise CorruptError(f"{path} is not what was written: its checksum differs; {REMEDY}")
 
 
 def _chunks(path: Path) -> Iterator[memoryview]:
@@ -114,8 +114,8 @@ def abandon(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def reporting_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Turns "no space left" into an error that says how much is needed, in bytes, at `path`."""
+def reporting_full_disk(path: Path, needed: int = 1 << 16) -> Iterator[None]:
+    """Turns "no space left" into an error that says how many bytes `path` needs, by default for a small file."""
     try:
         yield
     except OSError as error:
@@ -128,13 +128,21 @@ def reporting_full_disk(path: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
+def require_store(store: Path) -> None:
+    """Raises StoreNotFoundError unless there is a store at this path."""
+    if not (store / SEGMENTS).is_dir():
+        raise StoreNotFoundError(f"{store} is not a store; `twinbert refresh` makes one")
+
+
 @contextlib.contextmanager
 def locked(store: Path, purpose: str) -> Iterator[None]:
     """Holds the store's lock, which the kernel releases if this process dies.
 
     Raises:
+        StoreNotFoundError: there is no store to lock.
         StoreLockedError: somebody else holds it; the message says who, what for and since when.
     """
+    require_store(store)
     path = store / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -128,6 +128,7 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
     Raises:
         GenerationNotFoundError: there is no such generation.
         CorruptError: it does not verify; CURRENT is unchanged.
+        StoreFullError: no space left; CURRENT is unchanged.
         StoreLockedError: a refresh is running.
     """
     with locked(store.path, "a rollback"):
@@ -137,7 +138,8 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
             before = "damaged or missing"
         target = to or _rollback_target(store)
         _verify_generation(store, target, set())
-        write_current(store.path, target)
+        with reporting_full_disk(store.path):
+            write_current(store.path, target)
     return before, target
 
 
@@ -242,8 +244,9 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
             sync_directory(target)
             sync_directory(target.parent)
             copied += entry.file.size
-        write_manifest(destination.path, manifest)
-        write_current(destination.path, name)
+        with reporting_full_disk(destination.path):
+            write_manifest(destination.path, manifest)
+            write_current(destination.path, name)
     return name, copied
 
 

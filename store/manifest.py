@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from store.encoding import ENCODINGS
-from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError, StoreNotFoundError
-from store.files import FileEntry, replace_file
-from store.format import CURRENT, DATA, FORMAT, GENERATION_NAME, GENERATIONS, ID_TYPES, SEGMENT_ID, SEGMENTS
+from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
+from store.files import REMEDY, FileEntry, replace_file, require_store
+from store.format import CURRENT, DATA, FORMAT, GENERATION_NAME, GENERATIONS, ID_TYPES, SEGMENT_ID
 from store.format import generation_name as name_of
 
 IdType = Literal["string", "integer"]
@@ -68,14 +68,19 @@ def read_manifest(store: Path, name: str) -> Manifest:
 
     Raises:
         GenerationNotFoundError: no such generation; the message names those that there are.
-        CorruptError: the bytes are not those that the name promises.
+        CorruptError: it cannot be read, or the bytes are not those that the name promises.
         FormatError: a newer version wrote it.
     """
     path = store / GENERATIONS / f"{name}.json"
-    if not GENERATION_NAME.fullmatch(name) or not path.is_file():
+    try:
+        content = path.read_bytes() if GENERATION_NAME.fullmatch(name) else None
+    except FileNotFoundError:
+        content = None
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
+    if content is None:
         there = ", ".join(generation_names(store)) or "none"
         raise GenerationNotFoundError(f"{store} has no generation {name!r}; it has: {there}")
-    content = path.read_bytes()
     if name_of(int(name.partition("-")[0]), hashlib.sha256(content).hexdigest()) != name:
         raise CorruptError(f"{path} is not what was written: its sha256 does not begin with {name.partition('-')[2]}")
     try:
@@ -156,17 +161,16 @@ def read_current(store: Path) -> str:
     Raises:
         StoreNotFoundError: no store here.
         NoGenerationError: nothing was published yet.
-        CorruptError: CURRENT does not hold a name.
+        CorruptError: CURRENT cannot be read, or does not hold a name.
     """
     path = store / CURRENT
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        if not (store / SEGMENTS).is_dir():
-            raise StoreNotFoundError(
-                f"{store} is not a store; make one with `twinbert refresh --store {store}`"
-            ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        require_store(store)
         raise NoGenerationError(f"{store} has no current generation; publish one with `twinbert refresh`") from None
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read ({error.strerror}); `twinbert store rollback` mends it") from error
     name = content.decode("ascii", "replace").removesuffix("\n")
     if not content.endswith(b"\n") or not GENERATION_NAME.fullmatch(name):
         raise CorruptError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from store.encoding import codec
-from store.errors import StoreError, StoreNotFoundError
-from store.files import sync_directory
+from store.errors import StoreError
+from store.files import require_store, sync_directory
 from store.format import BUILDING, GENERATIONS, SEGMENTS
 from store.manifest import IdType, Manifest, generation_names, read_current, read_manifest
 from store.reader import Generation, SegmentPool
@@ -38,8 +38,7 @@ class Store:
 
     def require(self) -> None:
         """Raises StoreNotFoundError unless there is a store here."""
-        if not (self.path / SEGMENTS).is_dir():
-            raise StoreNotFoundError(f"{self.path} is not a store; `twinbert refresh` makes one")
+        require_store(self.path)
 
     def current(self) -> str:
         """Name of the current generation.
@@ -47,7 +46,7 @@ class Store:
         Raises:
             StoreNotFoundError: no store here.
             NoGenerationError: nothing was published yet.
-            CorruptError: CURRENT does not hold a name.
+            CorruptError: CURRENT cannot be read, or does not hold a name.
         """
         return read_current(self.path)
 
@@ -60,7 +59,7 @@ class Store:
 
         Raises:
             GenerationNotFoundError: no such generation.
-            CorruptError: not the bytes that its name promises.
+            CorruptError: it cannot be read, or is not the bytes that its name promises.
             FormatError: a newer version wrote it.
         """
         return read_manifest(self.path, name)

@@ -197,7 +197,7 @@ class Writer:
         if not self._template.segments:
             raise ValueError("there is no segment to publish: seal first")
         manifest = dataclasses.replace(self._template, quality=quality)
-        with reporting_full_disk(self._store, 1 << 16):
+        with reporting_full_disk(self._store):
             write_manifest(self._store, manifest)
             write_current(self._store, manifest.name)
         self._building.remove()

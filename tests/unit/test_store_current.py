@@ -9,7 +9,7 @@ from store_cases import documents, refresh
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreNotFoundError
 from store.format import CURRENT
-from store.maintenance import verify
+from store.maintenance import list_generations, verify
 from store.store import Store
 
 
@@ -64,12 +64,30 @@ def test_current_names_a_generation_that_is_missing(store: Store) -> None:
     assert list(problems.values()).count(None) == 1
 
 
+def test_a_current_that_cannot_be_read(store: Store) -> None:
+    """A CURRENT that the system does not let one read is damage that `verify` reports and goes on after."""
+    (store.path / CURRENT).unlink()
+    (store.path / CURRENT).mkdir()
+    with pytest.raises(CorruptError, match="cannot be read"):
+        store.current()
+    assert [(name, problem is None) for name, problem in verify(store)] == [
+        ("CURRENT", False),
+        (store.generations()[0], True),
+    ]
+    assert [one.current for one in list_generations(store)] == [False]
+
+
 def test_no_store_and_no_generation(tmp_path: Path) -> None:
     """A folder that is no store, and a store that nothing was published in, are told apart."""
     store = Store(tmp_path / "store")
     for ask in (store.current, store.require):
         with pytest.raises(StoreNotFoundError, match="twinbert refresh"):
             ask()
+    store.path.write_text("no folder")
+    for ask in (store.current, store.require):
+        with pytest.raises(StoreNotFoundError):
+            ask()
+    store.path.unlink()
     store.create()
     store.require()
     with pytest.raises(NoGenerationError, match="twinbert refresh"):

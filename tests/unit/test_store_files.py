@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from store_cases import documents, flip, holds, refresh, writer
 
-from store.errors import CorruptError, StoreError, StoreLockedError
+from store.errors import CorruptError, StoreError, StoreLockedError, StoreNotFoundError
 from store.files import FileEntry, locked, replace_file
 from store.format import LOCK
 from store.maintenance import copy, gc, rollback
@@ -127,8 +127,20 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="cannot be made a store"):
         refresh(Store(tmp_path / "file"), documents(1))
-    with pytest.raises(StoreError, match="cannot be written"), locked(tmp_path / "nowhere", "a test"):
+    store = Store(tmp_path / "store")
+    store.create()
+    (store.path / LOCK).mkdir()
+    with pytest.raises(StoreError, match="cannot be written"), locked(store.path, "a test"):
         pass
+
+
+def test_no_store_to_lock(tmp_path: Path) -> None:
+    """Where there is no store, the message says that, and nothing is made."""
+    for path in (tmp_path / "nowhere", tmp_path):
+        for change in (lambda path: rollback(Store(path)), lambda path: gc(Store(path), keep=1)):
+            with pytest.raises(StoreNotFoundError, match="is not a store"):
+                change(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_replacing_a_file(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from store_cases import Document, batch_of, documents, embeddings, holds, refresh, writer
+from store_cases import Document, batch_of, documents, embeddings, holds, refresh, tree, writer
 
 from store.errors import StoreError, StoreFullError
 from store.format import BUILDING, SEGMENTS
-from store.maintenance import copy, gc, verify
+from store.maintenance import copy, gc, rollback, verify
 from store.store import Store
 
 OLD, NEW = documents(40), documents(150, text="new")
@@ -136,6 +136,33 @@ def a_copy_without_room(folder: Path) -> None:
 def test_a_copy_without_room(tmp_path: Path) -> None:
     """A copy that runs out of space leaves nothing behind, and succeeds once there is room."""
     assert in_process(a_copy_without_room, tmp_path) == [["full", True, [], []], ["copied", True]]
+
+
+def no_room_for_small_files(folder: Path) -> None:
+    """Rolls back, and copies what is there already, where neither a manifest nor CURRENT can be written; then again."""
+    store, there = Store(folder / "store"), Store(folder / "there")
+    refresh(store, OLD)
+    refresh(store, NEW)
+    copy(store, there)
+    before = tree(folder)
+    for limit in (10, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        outcomes = []
+        for change in (lambda: rollback(store), lambda: copy(store, there, store.generations()[0])):
+            try:
+                change()
+                outcomes.append("done")
+            except StoreFullError as error:
+                outcomes.append(str(error).partition(":")[0])
+        report(outcomes, tree(folder) == before, holds(store, NEW if limit == 10 else OLD))
+
+
+def test_no_room_for_small_files(tmp_path: Path) -> None:
+    """Where there is no room for CURRENT or a manifest, that is said, and the store stays as it was."""
+    full = [f"no space left in {tmp_path / name}" for name in ("store", "there")]
+    failed, last = in_process(no_room_for_small_files, tmp_path)
+    assert failed == [full, True, True]
+    assert last == [["done", "done"], False, True]
 
 
 def rows_after_a_failure(folder: Path) -> None:

@@ -110,6 +110,19 @@ def test_every_truncation_is_refused(store: Store) -> None:
             store.manifest(store.current())
 
 
+def test_a_manifest_that_cannot_be_read(store: Store) -> None:
+    """A manifest that cannot be read is damage of its generation alone: the rest is listed and verified."""
+    broken = store.generations()[0]
+    sound = refresh(store, documents(3)).name
+    path = store.path / GENERATIONS / f"{broken}.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CorruptError, match="cannot be read"):
+        store.manifest(broken)
+    assert {name: problem is None for name, problem in verify(store)} == {"CURRENT": True, broken: False, sound: True}
+    assert [(one.name, one.problem is None) for one in list_generations(store)] == [(broken, False), (sound, True)]
+
+
 def segment(change: Callable[[Fields], object]) -> Callable[[Fields], object]:
     """A change of the manifest's first segment."""
     return lambda fields: change(fields["segments"][0])
