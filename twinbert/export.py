@@ -28,7 +28,7 @@ from twinbert.bundle import BUNDLE_JSON, FORMAT, TOWERS, Bundle, describe_file, 
 from twinbert.errors import ExportError, UsageError
 from twinbert.model.checkpoint import save_weights
 from twinbert.model.twin import TwinBert
-from twinbert.quality import encodings, parity
+from twinbert.quality import encodings, parity, rounded
 from twinbert.runtime import Runtime
 from twinbert.tokenizer import WordPiece
 
@@ -219,4 +219,5 @@ def _quality(twin: TwinBert, bundle: Bundle) -> dict[str, Any]:
                 f"{what} of the exported graphs differ from the model's by {difference}, more than {PARITY_LIMIT}; "
                 "the weights are broken, or these versions of torch and onnxruntime do not agree"
             )
-    return {"parity": {**differences, "limit": PARITY_LIMIT}, "encodings": encodings(runtime)}
+    recorded = {what: rounded(difference) for what, difference in differences.items()}
+    return {"parity": {**recorded, "limit": PARITY_LIMIT}, "encodings": encodings(runtime)}

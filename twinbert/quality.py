@@ -22,7 +22,8 @@ TOP = 10
 def parity(twin: TwinBert, runtime: Runtime) -> dict[str, float]:
     """Largest absolute differences of embeddings and of scores between torch and the runtime.
 
-    Both towers read every sample text, each alone and all in one call; every crossing scores every pair.
+    Both towers read every sample text, each alone and all in one call. Every crossing scores every pair, each side from
+    its own embeddings, so that what a crossing makes of the towers' differences is in its scores.
 
     Args:
         twin: the model, in evaluation mode, on the CPU.
@@ -33,19 +34,20 @@ def parity(twin: TwinBert, runtime: Runtime) -> dict[str, float]:
     """
     texts = [*QUERIES, *DOCUMENTS]
     expected = {tower: _embed(twin, runtime, tower, texts) for tower in TOWERS}
+    together = {tower: runtime.encode(texts, tower) for tower in TOWERS}
     embeddings = []
     for tower in TOWERS:
-        together_ND = runtime.encode(texts, tower)
         alone_ND = np.concatenate([runtime.encode([text], tower) for text in texts])
-        embeddings += [_largest(together_ND, expected[tower]), _largest(alone_ND, expected[tower])]
+        embeddings += [_largest(together[tower], expected[tower]), _largest(alone_ND, expected[tower])]
     task_N, document_N = _every_pair(len(texts), len(texts))
-    queries_QD, documents_ND = expected["query"], expected["document"][document_N]
     scores = []
     for kind in twin.config.crossings:
+        pairs = (expected["query"], expected["document"][document_N], task_N)
         with torch.inference_mode():
-            expected_N = twin.crossing(kind)(*map(torch.from_numpy, (queries_QD, documents_ND, task_N))).numpy()
-        scores.append(_largest(runtime.cross(queries_QD, documents_ND, task_N, kind), expected_N))
-    return {"embeddings": _rounded(np.max(embeddings)), "scores": _rounded(np.max(scores))}
+            expected_N = twin.crossing(kind)(*map(torch.from_numpy, pairs)).numpy()
+        scores_N = runtime.cross(together["query"], together["document"][document_N], task_N, kind)
+        scores.append(_largest(scores_N, expected_N))
+    return {"embeddings": float(np.max(embeddings)), "scores": float(np.max(scores))}
 
 
 def encodings(runtime: Runtime) -> dict[str, dict[str, float]]:
@@ -72,8 +74,8 @@ def encodings(runtime: Runtime) -> dict[str, dict[str, float]]:
         difference_QN = np.abs(stored_QN - exact_QN)
         kept = [len(np.intersect1d(_best(a), _best(b))) / TOP for a, b in zip(stored_QN, exact_QN, strict=True)]
         costs[name] = {
-            "score_largest": _rounded(difference_QN.max()),
-            "score_mean": _rounded(difference_QN.mean()),
+            "score_largest": rounded(difference_QN.max()),
+            "score_mean": rounded(difference_QN.mean()),
             "top10_overlap": round(float(np.mean(kept)), 3),
         }
     return costs
@@ -102,6 +104,6 @@ def _largest(left: Floats, right: Floats) -> float:
     return float(np.abs(left - right).max())
 
 
-def _rounded(value: float | np.floating[Any]) -> float:
+def rounded(value: float | np.floating[Any]) -> float:
     """Two digits: the rest is the machine's, and would make every machine's bundle another model."""
     return float(f"{value:.1e}")

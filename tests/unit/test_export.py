@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from conftest import tiny_tower
+from torch import Tensor, nn
 
 from twinbert import export as export_module
 from twinbert.bundle import BUNDLE_JSON, Bundle
 from twinbert.errors import BundleError, ExportError, UsageError
-from twinbert.export import _quality, export
+from twinbert.export import export
 from twinbert.model.checkpoint import open_twin
+from twinbert.model.config import TwinConfig
+from twinbert.model.crossing import CosineCrossing
+from twinbert.model.tower import ClsPooling
 from twinbert.model.twin import TwinBert
 
 
@@ -69,19 +75,55 @@ def test_what_was_measured_is_in_the_bundle(tiny_bundle: Path, other_bundle: Pat
         assert quality["encodings"]["float16"]["score_largest"] < quality["encodings"]["uint8"]["score_largest"]
 
 
-def test_graphs_that_differ_from_their_model_are_refused(other_bundle: Path) -> None:
-    """A difference above the limit, or one that is no number, is an error that says how large it is."""
-    opened = Bundle.open(other_bundle)
-    twin = open_twin(opened).eval()
-    with torch.no_grad():
-        twin.document.embeddings.segment[0] += 1
-        with pytest.raises(
-            ExportError, match=r"embeddings of the exported graphs differ from the model's by \d\.\d+, more"
-        ):
-            _quality(twin, opened)
-        twin.document.embeddings.segment[0] = torch.nan
-        with pytest.raises(ExportError, match="embeddings of the exported graphs differ from the model's by nan"):
-            _quality(twin, opened)
+class _DriftingPooling(ClsPooling):
+    """Pools otherwise once it is exported: what versions that do not agree look like."""
+
+    def __init__(self, drift: float) -> None:
+        super().__init__()
+        self.drift = drift
+
+    def forward(self, states_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        """The first state, every other number of it off by `drift` in the graph."""
+        vector_BH = super().forward(states_BLH, mask_BL)
+        return vector_BH + self.drift * (torch.arange(32) % 2) if torch.compiler.is_exporting() else vector_BH
+
+
+class _DriftingCrossing(CosineCrossing):
+    """Scores otherwise once it is exported."""
+
+    def forward(self, queries_QD: Tensor, documents_ND: Tensor, task_N: Tensor) -> Tensor:
+        """Probabilities, off by 1.04e-4 in the graph."""
+        scores_N = super().forward(queries_QD, documents_ND, task_N)
+        return scores_N + 1.04e-4 if torch.compiler.is_exporting() else scores_N
+
+
+@pytest.mark.parametrize(
+    ("pooling", "crossing", "words"),
+    [
+        # What would be the limit itself, were it rounded to two digits first.
+        (_DriftingPooling(1.04e-4), CosineCrossing(), r"embeddings of .* by 0\.000104\d*, more than 0\.0001;"),
+        (_DriftingPooling(math.nan), CosineCrossing(), "embeddings of .* by nan, more"),
+        (ClsPooling(), _DriftingCrossing(), r"scores of .* by 0\.000104\d*, more than 0\.0001;"),
+        # Embeddings within the limit, of which a steep crossing makes scores that are not.
+        (_DriftingPooling(0.9e-4), CosineCrossing(a=200.0, b=0.0), r"scores of .* by 0\.00\d+, more"),
+    ],
+)
+def test_graphs_that_differ_from_their_model_are_refused(
+    pooling: ClsPooling, crossing: CosineCrossing, words: str, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """An embedding or a score off by more than the limit, or not a number, is an error that says by how much."""
+    tower = tiny_tower(150, layers=1, pooling="cls")
+    twin = TwinBert(TwinConfig(query=tower, document=tower, shared=True, query_max_tokens=8, document_max_tokens=8))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        for module in twin.document.modules():  # so that texts lie apart
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.3)
+    twin.document.pooling = pooling
+    twin.crossings["cosine"] = crossing
+    with pytest.raises(ExportError, match=words):
+        export(twin, tmp_path / "bundle", tokenizer=tiny_tokenizer, source={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_export_leaves_nothing(
