@@ -206,8 +206,13 @@ def _configuration(twin: TwinBert, directory: Path, *, source: Mapping[str, str]
             dimension=document.dimension,
         ),
         "files": files,
-        "versions": {"twinbert": __version__, **{name: metadata.version(name) for name in _EXPORTERS}},
+        "versions": {"twinbert": __version__, **{name: _version(name) for name in _EXPORTERS}},
     }
+
+
+def _version(package: str) -> str:
+    """Without the local part: builds of one version for CPU and GPU give the same bundle."""
+    return metadata.version(package).partition("+")[0]
 
 
 def _quality(twin: TwinBert, bundle: Bundle) -> dict[str, Any]:

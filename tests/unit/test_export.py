@@ -56,6 +56,14 @@ def test_a_bundle_holds_its_files_and_nothing_of_this_machine(tiny_bundle: Path)
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
 
 
+def test_versions_are_those_of_releases(tiny_bundle: Path) -> None:
+    """Builds of one version, as torch has them for CPU and GPU ("2.13.0+cpu"), are one version to a bundle."""
+    versions = Bundle.open(tiny_bundle).configuration["versions"]
+    assert versions.keys() == {"twinbert", "torch", "onnx", "onnxscript", "onnxruntime"}
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert not any("+" in version for version in versions.values())
+
+
 def test_shared_towers_are_one_file(tiny_bundle: Path, other_bundle: Path) -> None:
     """Towers with the same weights take the disk once; different towers are different files."""
     assert (other_bundle / "query.onnx").samefile(other_bundle / "document.onnx")
