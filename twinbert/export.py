@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import logging
 import os
 import secrets
@@ -46,7 +47,7 @@ def export(
     Args:
         twin: the model; left as it is.
         output: the bundle's directory, which must not exist yet.
-        tokenizer: tokenizer.json, copied as it is.
+        tokenizer: tokenizer.json; the bundle has it without the padding and truncation of its own.
         source: where the weights came from, in words of the caller's: goes into bundle.json.
         calibrated: whether the crossing layers were calibrated on labelled data.
 
@@ -91,7 +92,7 @@ def _check_vocabulary(twin: TwinBert, tokenizer: Path) -> None:
 
 
 def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
-    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    (directory / "tokenizer.json").write_bytes(_unpadded(tokenizer))
     save_weights(twin, directory / "model.safetensors")
     # Two tensors: the exporter would take one, given twice, for one input.
     tokens = {name: (torch.ones(2, 3, dtype=torch.int64), "BL") for name in ("input_ids", "attention_mask")}
@@ -111,6 +112,15 @@ def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
             "task": (torch.zeros(3, dtype=torch.int64), "N"),
         }
         (directory / f"crossing.{kind}.onnx").write_bytes(_to_onnx(twin.crossing(kind), pairs, "scores"))
+
+
+def _unpadded(tokenizer: Path) -> bytes:
+    """tokenizer.json without its padding and truncation, in one serialisation.
+
+    Whoever reads a bundle, in any language, is to get texts at their real lengths: the towers say how long they may be.
+    """
+    content = json.loads(tokenizer.read_bytes())
+    return to_json(content | dict.fromkeys(content.keys() & {"padding", "truncation"}))
 
 
 def _to_onnx(module: nn.Module, inputs: Mapping[str, tuple[Tensor, str]], output: str) -> bytes:

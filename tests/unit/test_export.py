@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import tokenizers
 import torch
 from conftest import tiny_tower
 from torch import Tensor, nn
@@ -54,6 +55,24 @@ def test_a_bundle_holds_its_files_and_nothing_of_this_machine(tiny_bundle: Path)
     onnx.checker.check_model(graph)
     assert not graph.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+
+
+def test_nothing_in_the_tokenizer_pads_or_cuts(tiny_bundle: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """A reader of the bundle's tokenizer.json that takes it as it is gets every token of a text and no other."""
+    text = "running shoes " * 200
+    original = tokenizers.Tokenizer.from_file(str(tiny_tokenizer))
+    assert len(original.encode("a").ids) == len(original.encode(text).ids) == 128
+    original.no_padding()
+    original.no_truncation()
+    exported = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    for read in ("a", text):
+        assert exported.encode(read).ids == original.encode(read).ids
+    content = json.loads((tiny_bundle / "tokenizer.json").read_bytes())
+    assert content["padding"] is content["truncation"] is None
+    # The same content in another order and layout.
+    shuffled = dict(reversed(json.loads(tiny_tokenizer.read_bytes()).items()))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(shuffled, indent=7))
+    assert export_module._unpadded(tmp_path / "tokenizer.json") == (tiny_bundle / "tokenizer.json").read_bytes()
 
 
 def test_versions_are_those_of_releases(tiny_bundle: Path) -> None:
