@@ -31,7 +31,7 @@ from store.documents import Batch, Documents, Resolved
 from store.encoding import Codec, Floats, Rows
 from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError
 from store.files import FileEntry, locked, reporting_full_disk, sync_directory
-from store.format import DATA, DIGEST, SEGMENTS
+from store.format import DATA, DIGEST, GENERATIONS, SEGMENTS
 from store.manifest import (
     Manifest,
     SegmentEntry,
@@ -84,10 +84,7 @@ class Writer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self._store, f"a refresh of model {self._template.model[:12]}"))
-            current = self._open_current()
-            if current is not None:
-                stack.callback(current.close)
-                self._follow(current)
+            self._follow_current(stack)
             self._building = Building(self._store, self._codec, self._template.fingerprint)
             stack.callback(self._building.close)
             self._documents = Documents(self._building.path, self._template.id_type, self._template.seed)
@@ -95,31 +92,34 @@ class Writer:
             self._exit = stack.pop_all()
         return self
 
-    def _open_current(self) -> Generation | None:
+    def _follow_current(self, stack: contextlib.ExitStack) -> None:
+        """Takes from the current generation what it has that is sound: of a damaged segment no rows are reused."""
         try:
-            return Generation(read_manifest(self._store, read_current(self._store)), self._pool)
+            manifest = read_manifest(self._store, read_current(self._store))
         except NoGenerationError:
-            return None
+            return
         except (CorruptError, GenerationNotFoundError) as error:
             self.damage = CorruptError(str(error))
-            return None
-
-    def _follow(self, current: Generation) -> None:
-        template, manifest = self._template, current.manifest
-        if manifest.id_type != template.id_type:
+            return
+        if manifest.id_type != self._template.id_type:
             raise IdTypeError(
-                f"the ids of {self._store} are {manifest.id_type}s, not {template.id_type}s; "
+                f"the ids of {self._store} are {manifest.id_type}s, not {self._template.id_type}s; "
                 "a store keeps its id type: make another store"
             )
-        self._template = dataclasses.replace(template, parent=current.name, seed=manifest.seed)
-        if _rows_depend_on(manifest) == _rows_depend_on(template):
+        self._template = dataclasses.replace(self._template, parent=manifest.name, seed=manifest.seed)
+        try:
+            current = stack.enter_context(contextlib.closing(Generation(manifest, self._pool)))
+        except CorruptError as error:
+            self.damage = error
+            return
+        if _rows_depend_on(manifest) == _rows_depend_on(self._template):
             self._reused = current.segment
             self._reusable = DigestIndex(current.segment.digests)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Releases the lock; a build that was not published stays for the next run."""
+        """Releases the lock. Of what was not published only the rows of the build stay, for the next run."""
         self._exit.close()
 
     def add_known(self, batch: Batch) -> npt.NDArray[np.bool_]:
@@ -157,6 +157,10 @@ class Writer:
         """Makes what was added durable, so that a later run finds it."""
         self._building.sync()
 
+    def discard(self) -> None:
+        """Removes all rows of the build, so that no later run reuses them. Nothing can be added any more."""
+        self._building.remove()
+
     @contextlib.contextmanager
     def seal(self) -> Iterator[Generation]:
         """Makes the segment durable and opens it as the generation to be, unpublished.
@@ -169,6 +173,7 @@ class Writer:
         resolved = self._documents.resolve()
         self.duplicates = resolved.duplicates
         segment_id = uuid.uuid4().hex
+        self._exit.callback(self._remove_unpublished, segment_id)
         documents = len(resolved.rows)
         with reporting_full_disk(self._store, documents * self._codec.row_bytes):
             file = self._write_segment(segment_id, resolved)
@@ -193,15 +198,28 @@ class Writer:
 
         Args:
             quality: what was measured on the sealed generation, for the manifest.
+
+        Raises:
+            StoreFullError: no space left; nothing was published.
         """
         if not self._template.segments:
             raise ValueError("there is no segment to publish: seal first")
-        manifest = dataclasses.replace(self._template, quality=quality)
+        self._template = dataclasses.replace(self._template, quality=quality)
         with reporting_full_disk(self._store):
-            write_manifest(self._store, manifest)
-            write_current(self._store, manifest.name)
+            write_manifest(self._store, self._template)
+            write_current(self._store, self._template.name)
         self._building.remove()
-        return manifest.name
+        return self._template.name
+
+    def _remove_unpublished(self, segment_id: str) -> None:
+        name = self._template.name
+        with contextlib.suppress(NoGenerationError, CorruptError):
+            if read_current(self._store) == name:  # also where only what comes after its replacement failed
+                return
+        manifest = self._store / GENERATIONS / f"{name}.json"
+        manifest.unlink(missing_ok=True)
+        sync_directory(manifest.parent)
+        shutil.rmtree(self._store / SEGMENTS / segment_id, ignore_errors=True)
 
     def _write_segment(self, segment_id: str, resolved: Resolved) -> FileEntry:
         draft, final = self._building.path / "segment", self._store / SEGMENTS / segment_id

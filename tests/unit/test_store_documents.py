@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
-from store_cases import Document, add, batch_of, documents, embeddings, holds, read, refresh, writer
+from store_cases import Document, add, batch_of, documents, embeddings, holds, read, refresh, weak_until, writer
 
 from store import format as fmt
 from store.documents import Batch
@@ -23,15 +21,6 @@ from store.store import Store
 def store(tmp_path: Path) -> Store:
     """A store that does not exist yet."""
     return Store(tmp_path / "store")
-
-
-def weak_until(seed: int) -> Any:
-    """xxhash, but under seeds below `seed` ids of one length share a key."""
-
-    def xxh3_64_intdigest(content: bytes, under: int) -> int:
-        return xxhash.xxh3_64_intdigest(content, under) if under >= seed else len(content)
-
-    return SimpleNamespace(xxh3_64_intdigest=xxh3_64_intdigest)
 
 
 def test_two_ids_with_one_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import random
 import time
@@ -24,10 +26,12 @@ from store_cases import (
     read,
     refresh,
     tree,
+    weak_until,
     writer,
 )
 
-from store.errors import CorruptError, IdTypeError, NoGenerationError, StoreError, VectorsError
+from store.errors import CorruptError, IdTypeError, NoGenerationError, StoreError, StoreFullError, VectorsError
+from store.files import replace_file
 from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
 from store.store import Store
 from store.writer import digests
@@ -37,6 +41,11 @@ from store.writer import digests
 def store(tmp_path: Path) -> Store:
     """A store that does not exist yet."""
     return Store(tmp_path / "store")
+
+
+def published(store: Store) -> dict[str, bytes]:
+    """Every file of the store but those of builds."""
+    return {path: content for path, content in tree(store.path).items() if not path.startswith(BUILDING)}
 
 
 def builds(store: Store) -> list[Path]:
@@ -54,14 +63,78 @@ def test_nothing_is_published_unasked(store: Store) -> None:
         store.current()
     assert store.generations() == []
     refresh(store, documents(5))
-    before = store.current()
+    before = tree(store.path)
     with writer(store) as into:
         add(into, documents(9, text="changed"))
         with pytest.raises(KeyError), into.seal():
             raise KeyError
-    assert store.current() == before
-    assert store.generations() == [before]
+    assert published(store) == before
     assert holds(store, documents(5))
+
+
+def test_sealing_in_vain_leaves_no_segment(store: Store) -> None:
+    """A segment that was sealed and not published is removed, whatever stopped it, also where CURRENT is damaged."""
+    refresh(store, documents(5))
+    for _ in range(2):
+        before = published(store)
+        for sample_differs in (True, False):
+            with contextlib.suppress(KeyError), writer(store) as into:
+                add(into, documents(9, text="changed"))
+                with into.seal():
+                    if sample_differs:
+                        raise KeyError
+        assert published(store) == before
+        damage_current(store)
+
+
+def test_publishing_that_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CURRENT cannot be replaced, neither manifest nor segment stays; the next refresh encodes nothing again."""
+    refresh(store, documents(5))
+    before = published(store)
+    with monkeypatch.context() as failing:
+        failing.setattr("store.manifest.replace_file", replacing_no_current)
+        with pytest.raises(StoreFullError):
+            refresh(store, documents(9))
+    assert published(store) == before
+    assert refresh(store, documents(9)).encoded == []
+    assert holds(store, documents(9))
+
+
+def replacing_no_current(path: Path, content: bytes) -> None:
+    """Replaces a file, unless it is CURRENT, for which there is no space."""
+    if path.name == CURRENT:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    replace_file(path, content)
+
+
+def test_publishing_that_fails_too_late(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once CURRENT names a generation, it stays, whatever fails then."""
+    refresh(store, documents(5))
+
+    def interrupted(path: Path, content: bytes) -> None:
+        replace_file(path, content)
+        if path.name == CURRENT:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as failing:
+        failing.setattr("store.manifest.replace_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            refresh(store, documents(9))
+    assert len(store.generations()) == 2
+    assert holds(store, documents(9))
+
+
+def test_a_build_that_is_discarded(store: Store) -> None:
+    """Of a build that was discarded the next refresh reuses nothing, nor of what was there before."""
+    interrupt(store, documents(5))
+    with writer(store) as into:
+        add(into, documents(9))
+        with into.seal():
+            into.discard()
+    assert published(store) == {}
+    assert builds(store) == []
+    assert len(refresh(store, documents(9)).encoded) == 9
+    assert holds(store, documents(9))
 
 
 def test_publishing_needs_a_sealed_segment(store: Store) -> None:
@@ -212,8 +285,10 @@ def damage_current(store: Store) -> None:
 
 @pytest.mark.parametrize("damage", [damage_segment, damage_manifest, remove_manifest, damage_current])
 def test_a_refresh_mends_a_damaged_store(store: Store, damage: Any) -> None:
-    """A refresh over a damaged current generation says so, reuses nothing of it, and publishes a sound one."""
-    refresh(store, documents(9))
+    """A refresh over a damaged current generation says so, reuses nothing of it, and publishes a sound one. It follows
+    the damaged one as long as that one's manifest is sound.
+    """
+    before = refresh(store, documents(9)).name
     damage(store)
     with writer(store) as into:
         assert isinstance(into.damage, CorruptError)
@@ -222,8 +297,21 @@ def test_a_refresh_mends_a_damaged_store(store: Store, damage: Any) -> None:
             pass
         into.publish({})
     assert holds(store, documents(9))
+    assert store.manifest(store.current()).parent == (before if damage is damage_segment else None)
     with writer(store) as into:
         assert into.damage is None
+
+
+def test_a_damaged_segment_keeps_ids_and_seed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh over a damaged segment begins with the store's seed, and refuses ids of the other type."""
+    with monkeypatch.context() as patched:
+        patched.setattr("store.keys.xxhash", weak_until(2))
+        refresh(store, documents(9))
+    damage_segment(store)
+    with pytest.raises(IdTypeError, match="keeps its id type"), writer(store, id_type="integer"):
+        pass
+    refresh(store, documents(9))
+    assert store.manifest(store.current()).seed == 2
 
 
 @pytest.mark.parametrize(("first", "second"), [("string", "integer"), ("integer", "string")])
