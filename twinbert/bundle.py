@@ -49,7 +49,7 @@ class CrossingEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerEntry:
-    """The tokenizer: its kind (`wordpiece`) and file."""
+    """The tokenizer: its kind, one of `twinbert.tokenizer.KINDS`, and file."""
 
     kind: str
     file: str
@@ -205,7 +205,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         normalisation=fields.choice("normalisation", "l2", "none"),
         activation=fields.choice("activation", "tanh", "none"),
         towers=towers,
-        tokenizer=TokenizerEntry(kind=tokenizer.choice("kind", "wordpiece"), file=listed(tokenizer)),
+        tokenizer=TokenizerEntry(kind=tokenizer.text("kind"), file=listed(tokenizer)),
         crossings=crossings,
         default_crossing=fields.choice("default_crossing", *crossings),
         quality=fields.values("quality", {}),  # while export measures it, there is none

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twinbert.bundle import Bundle, Tower
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
-from twinbert.tokenizer import TokenBatch, Tokenizer, WordPiece
+from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 
 __all__ = ["Floats", "Runtime", "TokenBatch"]
 
@@ -32,6 +32,7 @@ _LOAD_ERRORS = (
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
@@ -61,10 +62,10 @@ class Runtime:
                 sessions[digest] = _open_session(bundle.file(file), threads)
             return sessions[digest]
 
-        tokenizer = bundle.file(bundle.tokenizer.file)
+        kind, tokenizer = bundle.tokenizer.kind, bundle.file(bundle.tokenizer.file)
         self._towers = {
             tower: _Tower(
-                tokenizer=WordPiece(tokenizer, max_tokens=bundle.max_tokens(tower)),
+                tokenizer=open_tokenizer(kind, tokenizer, max_tokens=bundle.max_tokens(tower)),
                 session=session(bundle.towers[tower].file),
             )
             for tower in towers

@@ -1,9 +1,9 @@
-"""Text → token ids. `Tokenizer` is the interface; WordPiece, from a `tokenizer.json`, is the one kind so far."""
+"""Text → token ids. `Tokenizer` is the interface, `KINDS` what implements it, so far WordPiece alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -98,3 +98,23 @@ class WordPiece:
             ids=[np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
             truncated=np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)),
         )
+
+
+KINDS: Mapping[str, type[WordPiece]] = {"wordpiece": WordPiece}
+"""By what a bundle calls them; each is made from a file and the most tokens that a text may have."""
+
+
+def open_tokenizer(kind: str, path: Path, *, max_tokens: int) -> Tokenizer:
+    """The tokenizer of a bundle.
+
+    Args:
+        kind: what the bundle says it is.
+        path: its file.
+        max_tokens: tokens that a text has at most, special tokens included.
+
+    Raises:
+        BundleError: there is no such kind, or the file cannot be read as one.
+    """
+    if kind not in KINDS:
+        raise BundleError(f"{path}: is a {kind!r} tokenizer, this version reads {', '.join(KINDS)}; upgrade twinbert")
+    return KINDS[kind](path, max_tokens=max_tokens)

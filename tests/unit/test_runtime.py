@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinbert import runtime as runtime_module
-from twinbert.bundle import TOWERS, Bundle, Tower
+from twinbert.bundle import BUNDLE_JSON, TOWERS, Bundle, Tower, to_json
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
 from twinbert.runtime import Runtime
 from twinbert.samples import DOCUMENTS, QUERIES
@@ -146,6 +147,22 @@ def test_a_graph_that_cannot_be_loaded_is_named(tiny_bundle: Path, tmp_path: Pat
     (copy / "query.onnx").write_bytes(b"\xff" * size)
     with pytest.raises(BundleError, match=r"query\.onnx: onnxruntime .* cannot load it"):
         Runtime(Bundle.open(copy, verify=False))
+
+
+def test_a_graph_that_vanishes_is_named(tmp_path: Path) -> None:
+    """A file removed between the look at the bundle and its loading is a BundleError too."""
+    with pytest.raises(BundleError, match=r"absent\.onnx: onnxruntime .* cannot load it"):
+        runtime_module._open_session(tmp_path / "absent.onnx", 1)
+
+
+def test_the_tokenizer_is_of_the_kind_that_the_bundle_names(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A bundle of a kind that this version lacks is refused, not read as one that it has."""
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    configuration = json.loads((copy / BUNDLE_JSON).read_bytes())
+    configuration["tokenizer"]["kind"] = "letters"
+    (copy / BUNDLE_JSON).write_bytes(to_json(configuration))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: is a 'letters' tokenizer"):
+        Runtime(Bundle.open(copy))
 
 
 def test_serving_needs_no_torch(tiny_bundle: Path) -> None:

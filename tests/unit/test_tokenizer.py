@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import models
 
 from twinbert.errors import BundleError
-from twinbert.tokenizer import WordPiece
+from twinbert.tokenizer import WordPiece, open_tokenizer
 
 
 def test_texts_have_their_real_lengths(tiny_tokenizer: Path) -> None:
@@ -46,6 +46,15 @@ def test_what_a_tokenizer_knows_of_itself(tiny_tokenizer: Path) -> None:
     assert tokenizer.vocabulary == 1 + max(json.loads(tiny_tokenizer.read_bytes())["model"]["vocab"].values())
     assert tokenizer.lowercase
     assert tokenizer.max_tokens == 64
+
+
+def test_a_bundle_names_the_kind(tiny_tokenizer: Path) -> None:
+    """A tokenizer is opened as the kind that the bundle names; a kind of a later version is refused with the known."""
+    assert isinstance(open_tokenizer("wordpiece", tiny_tokenizer, max_tokens=8), WordPiece)
+    with pytest.raises(
+        BundleError, match=r"tokenizer\.json: is a 'letters' tokenizer, this version reads wordpiece; up"
+    ):
+        open_tokenizer("letters", tiny_tokenizer, max_tokens=8)
 
 
 def test_threads_share_a_tokenizer(tiny_tokenizer: Path) -> None:
