@@ -31,6 +31,7 @@ from store.manifest import IdType
 from store.store import Store
 from store.writer import Writer, digests
 from twinbert import __version__
+from twinbert.errors import MismatchError
 from twinbert.runtime import MAX_RUN_TOKENS, Floats, Runtime, TokenBatch
 
 # Enough that texts of like length meet, so that hardly a token is padding.
@@ -174,7 +175,8 @@ class Refresh:
 
         Raises:
             EmptyGenerationError: there is no document.
-            MismatchError: a stored embedding is not what its document encodes to; nothing was published.
+            MismatchError: a stored embedding is not what its document encodes to; nothing was published, and what was
+                encoded is discarded.
             CancelledError, VectorsError, StoreFullError: as `add`.
         """
         if not self._accepted and not self._window:
@@ -185,7 +187,11 @@ class Refresh:
             self._collect()
         self._appendable = False  # sealing makes every row durable, and nothing comes after it
         with self._writer.seal() as generation:
-            self.quality = self._sample.check(generation, self._runtime, self._workers)
+            try:
+                self.quality = self._sample.check(generation, self._runtime, self._workers)
+            except MismatchError:
+                self._writer.discard()  # the wrong row may be among those that the next refresh would reuse
+                raise
         self._duplicates = self._writer.duplicates
         self._stop_if_cancelled()
         self.generation = self._writer.publish(self.quality)

@@ -76,9 +76,9 @@ class Sample:
             worst = int(np.argmax(excess_n / allowed_n))
             raise MismatchError(
                 f"nothing was published: the stored embedding of document {keys[worst]!r} differs by "
-                f"{differences_nD[worst].max():.2g} from encoding its text again; a row that was reused is damaged, or "
-                "comes from a machine whose engine computes otherwise: remove the store's building folder and refresh "
-                "again, and if this comes back refresh into a new store"
+                f"{differences_nD[worst].max():.2g} from encoding its text again; what this and interrupted refreshes "
+                "encoded is discarded: refresh again, and if it comes back a row of the current generation is damaged "
+                "or comes from a machine whose engine computes otherwise: refresh into a new store"
             )
         scores = np.abs(
             _all_scores(runtime, queries.result(), stored_nD) - _all_scores(runtime, queries.result(), exact_nD)

@@ -313,7 +313,9 @@ def test_a_damaged_generation_is_mended(store: Store, runtime: Runtime) -> None:
 
 @pytest.mark.usefixtures("small_windows")
 def test_a_wrong_row_is_not_published(store: Store, runtime: Runtime) -> None:
-    """Rows that an abandoned refresh left and that were changed since are found out before anything is published."""
+    """Rows that an abandoned refresh left and that were changed since are found out before anything is published, and
+    the next refresh reuses none of them.
+    """
     refreshed(store, runtime, corpus(3))
     before = store.current()
     with Refresh(store, runtime) as abandoned:
@@ -323,3 +325,7 @@ def test_a_wrong_row_is_not_published(store: Store, runtime: Runtime) -> None:
     with pytest.raises(MismatchError, match="nothing was published: the stored embedding of document 'd"):
         refreshed(store, runtime, corpus(4 * WINDOW, seed=1))
     assert store.current() == before
+    assert list((store.path / "building").iterdir()) == []
+    assert len(list((store.path / "segments").iterdir())) == 1
+    _, progress = refreshed(store, runtime, corpus(4 * WINDOW, seed=1))
+    assert (progress.encoded, progress.reused) == (4 * WINDOW, 0)
