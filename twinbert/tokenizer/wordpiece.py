@@ -1,62 +1,16 @@
-"""Text → token ids. `Tokenizer` is the interface; WordPiece, from a `tokenizer.json`, is the one kind so far."""
+"""WordPiece, from the tokenizer.json of a Hugging Face BERT."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from twinbert.errors import BundleError
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Texts as token ids, each at its real length.
-
-    Attributes:
-        ids: int64 [L] for each text, special tokens included.
-        truncated: bool [N], which texts were longer than the tower reads.
-    """
-
-    ids: list[npt.NDArray[np.int64]]
-    truncated: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each text, [N]."""
-        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
-
-
-class Tokenizer(Protocol):
-    """What a tower needs of a tokenizer. Implementations may be called from several threads at once."""
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the tokenizer's file, 64 hex digits."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens that `encode` gives at most, special tokens included."""
-
-    @property
-    def lowercase(self) -> bool:
-        """Whether capitals make no difference."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of ids: every id is below it."""
-
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Token ids of texts, which the caller has checked not to be blank."""
+from twinbert.tokenizer.interface import TokenBatch
 
 
 class WordPiece:
@@ -72,6 +26,9 @@ class WordPiece:
     Raises:
         BundleError: the file cannot be read, or is of another kind.
     """
+
+    kind = "wordpiece"
+    starts_with_cls = True
 
     def __init__(self, path: Path, *, max_tokens: int) -> None:
         try:
@@ -90,6 +47,7 @@ class WordPiece:
         self.digest = hashlib.sha256(content).hexdigest()
         self.max_tokens = max_tokens
         self.lowercase = normalizer is not None and normalizer.normalize_str("A") == "a"
+        self.description = {"lowercase": self.lowercase}
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
