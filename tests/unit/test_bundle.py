@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from twinbert.bundle import BUNDLE_JSON, Bundle, to_json
 from twinbert.errors import BundleError
+from twinbert.model.checkpoint import open_twin
+from twinbert.runtime import Runtime
 
 FILES = ("crossing.cosine.onnx", "document.onnx", "query.onnx", "model.safetensors", "tokenizer.json")
 
@@ -47,6 +51,17 @@ def test_bundle_json_is_canonical(tiny_bundle: Path) -> None:
     content = (tiny_bundle / BUNDLE_JSON).read_bytes()
     assert to_json(json.loads(content)) == content
     assert content.endswith(b"}\n")
+
+
+def test_a_bundle_from_before_trigrams_opens(copy: Path, tiny_bundle: Path) -> None:
+    """A bundle that says nothing of what a token is has WordPiece tokens, the same fingerprint, and its own bytes."""
+    _edit(copy, lambda c: [tower["architecture"].pop("embedding") for tower in c["towers"].values()])
+    opened = Bundle.open(copy)
+    assert opened.fingerprint == Bundle.open(tiny_bundle).fingerprint
+    assert opened.model == hashlib.sha256((copy / BUNDLE_JSON).read_bytes()).hexdigest()
+    assert open_twin(opened).config == open_twin(Bundle.open(tiny_bundle)).config
+    text = ["running shoes"]
+    np.testing.assert_array_equal(Runtime(opened).encode(text), Runtime(Bundle.open(tiny_bundle)).encode(text))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -104,7 +119,10 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         (lambda c: c.update(pooling="max"), "pooling is 'max', it must be cls or weighted"),
         (lambda c: c.pop("activation"), "activation is None, it must be tanh or none"),
         (lambda c: c.update(default_crossing="residual"), "default_crossing is 'residual', it must be cosine"),
-        (lambda c: c["tokenizer"].update(kind="letters"), r"tokenizer\.kind is 'letters', it must be wordpiece"),
+        (
+            lambda c: c["tokenizer"].update(kind="letters"),
+            r"tokenizer\.kind is 'letters', it must be wordpiece or triletter",
+        ),
         (lambda c: c["towers"].pop("document"), r"towers\.document is None, it must be an object"),
         (lambda c: c["towers"]["query"].update(max_tokens=0), r"towers\.query\.max_tokens is 0"),
         (lambda c: c["towers"]["query"].update(file="other.onnx"), r"towers\.query\.file is 'other.onnx'"),
