@@ -71,10 +71,11 @@ def evaluate(
     from twinbert.training import evaluation
     from twinbert.training.systems import TEACHER, of_bundle, systems
 
+    more = list(map(_named, bundle or []))
     followed = _recipe(recipe, runs or [])
     dataset = _read(followed, data, dev, test, documents)
     rows = list(systems(dataset, followed, runs or []))
-    for name, directory in map(_named, bundle or []):
+    for name, directory in more:
         rows += of_bundle(name, directory)
     pairs = dataset.dev if split == "dev" else dataset.test
     corpora = {"all": dataset.corpus(), "split": list(dict.fromkeys(pair.document for pair in pairs.pairs)), "none": []}

@@ -71,8 +71,8 @@ class DssmConfig:
     """What is minimised."""
     distil: Schedule = field(default_factory=lambda: Schedule(epochs=3, rate=1e-3, weight_decay=0.0))
     """Steps and rates."""
-    documents: int = 256
-    """Documents of a block."""
+    documents: int = 512
+    """Documents of a block: a step costs mostly the optimiser of 44 million weights, so blocks are large."""
     together: int = 64
     """Texts that the network reads at once."""
 

@@ -203,7 +203,7 @@ def evaluate(
 
 
 def save(table: Table, folder: Path) -> None:
-    """Writes quality.md, quality.json, and as pictures roc.png, calibration.png and distributions.png."""
+    """Writes quality.md, quality.json, and pictures: roc.png, distributions.png, calibration.png of probabilities."""
     from twinbert.training import plots
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,8 +212,9 @@ def save(table: Table, folder: Path) -> None:
     areas = {row.name: row.metrics["auc2"].value for row in table.rows}
     plots.plot_roc(folder / "roc.png", table.scores, table.judgments, areas)
     probabilities = {row.name: table.scores[row.name] for row in table.rows if "calibration_error" in row.metrics}
-    plots.plot_calibration(folder / "calibration.png", probabilities, table.judgments)
     plots.plot_distributions(folder / "distributions.png", table.scores, table.judgments)
+    if probabilities:
+        plots.plot_calibration(folder / "calibration.png", probabilities, table.judgments)
 
 
 def _recall(retrieve: Retriever, split: Split, corpus: Sequence[str], weights_BQ: Doubles) -> dict[str, Doubles]:

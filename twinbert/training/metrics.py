@@ -7,7 +7,8 @@ of a bootstrap's resamples give its distribution, exactly as if the pairs of a q
     pr_auc             average precision over all pairs, relevant from grade 0.5
     ndcg10             nDCG@10, gain 4^grade − 1, that is 2^(r − 1) − 1; mean over queries with 5 judged documents
     pairwise           share of the pairs of a query's documents with different grades that are in the right order
-    calibration_error  mean over pairs of |mean probability − mean grade| of their bin (Guo et al., arXiv 1706.04599)
+    calibration_error  mean over pairs of |mean probability − mean grade| of their bin (Guo et al., arXiv 1706.04599);
+                       of few pairs it is too high, and a resample's higher still
     spearman           rank correlation with the teacher within a query, mean over queries with 5 judged documents
     kl                 mean divergence of the Bernoulli distributions, teacher's from the system's, in nats
 
@@ -250,13 +251,9 @@ class _Ranking:
         """auc2, auc233 and pr_auc, [B]."""
         weights_BN = weights_BQ[:, self._query_N]
         all_BG = self._groups(weights_BN)
-        measured = {}
-        for name, relevant_N in self._relevant_N.items():
-            relevant_BG = self._groups(weights_BN * relevant_N)
-            measured[name] = _roc_auc(relevant_BG, all_BG - relevant_BG)
-            if name == "auc2":
-                measured["pr_auc"] = _average_precision(relevant_BG, all_BG)
-        return measured
+        relevant = {name: self._groups(weights_BN * relevant_N) for name, relevant_N in self._relevant_N.items()}
+        measured = {name: _roc_auc(relevant_BG, all_BG - relevant_BG) for name, relevant_BG in relevant.items()}
+        return measured | {"pr_auc": _average_precision(relevant["auc2"], all_BG)}
 
     def _groups(self, values_BN: Doubles) -> Doubles:
         """The sum of each group, [B, G]."""

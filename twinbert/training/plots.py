@@ -40,14 +40,16 @@ def plot_calibration(path: Path, probabilities: Mapping[str, Floats], judgments:
     _colour(axes)
     _colour(below)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
+    highest = 0.0
     for name, probabilities_N in probabilities.items():
         probability_K, grade_K, share_K = reliability(probabilities_N, judgments.grade_N)
         used_K = share_K > 0
         axes.plot(probability_K[used_K], grade_K[used_K], marker="o", markersize=3.5, linewidth=1.2, label=name)
         below.plot(probability_K[used_K], share_K[used_K], marker="o", markersize=3, linewidth=1)
+        highest = max(highest, share_K.max())
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="mean grade", title="Calibration")
     axes.legend(fontsize="small", loc="upper left")
-    below.set(xlabel="mean probability in the bin", ylabel="share of pairs", ylim=(0, None))
+    below.set(xlabel="mean probability in the bin", ylabel="share of pairs", ylim=(0, 1.1 * highest))
     figure.savefig(path)
 
 
@@ -63,6 +65,7 @@ def plot_distributions(path: Path, scores: Mapping[str, Floats], judgments: Judg
             axes.hist(scores_N[chosen_N], edges, density=True, histtype="stepfilled", alpha=0.5, label=label)
         axes.set_title(name, fontsize="medium")
         axes.set_yticks([])
+        axes.locator_params(axis="x", nbins=4)
     for axes in list(figure.axes)[len(scores) :]:
         axes.remove()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")

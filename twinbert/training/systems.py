@@ -55,8 +55,14 @@ def recipe_of(run: Path) -> Recipe:
     return recipe.build(Recipe, _given(table), str(path))
 
 
-def train_baselines(run: Path, dataset: Dataset, report: Report) -> None:
+def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: DssmConfig | None = None) -> None:
     """Trains C-DSSM and the shallow cross-encoder of a run whose teacher is there; what is there is not trained again.
+
+    Args:
+        run: its folder.
+        dataset: its data.
+        report: what is told.
+        network: the C-DSSM; None: the published one.
 
     Raises:
         UsageError: `run` is no run, or lacks its teacher.
@@ -71,17 +77,19 @@ def train_baselines(run: Path, dataset: Dataset, report: Report) -> None:
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
     scorer = _load_teacher(followed, run / "teacher" / "model")
     pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
-    dssm.train(DssmConfig(), dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
+    network = network or DssmConfig()
+    dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
 
 
 def first_layers(checkpoint: Path, layers: int, output: Path) -> Path:
-    """A checkpoint of only the first layers of another: its weights, and a config.json that reads fewer of them."""
+    """A checkpoint of the first layers of another, or of all it has: the same weights, and a config.json of fewer."""
     if not (output / "config.json").exists():
         output.mkdir(exist_ok=True)
         for name in _WEIGHTS:
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, output / name)
-        config = read_json(checkpoint / "config.json", dict) | {"num_hidden_layers": layers}
+        config = read_json(checkpoint / "config.json", dict)
+        config["num_hidden_layers"] = min(layers, config["num_hidden_layers"])
         (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return output
 
