@@ -18,6 +18,7 @@ from twinbert.training.data import (
     Pair,
     Split,
     TextFile,
+    add_unlabelled,
     read_dataset,
     read_home_depot,
     read_pairs,
@@ -101,12 +102,24 @@ def test_an_empty_split_and_a_query_in_two_splits_are_refused(tmp_path: Path) ->
         read_dataset(write(tmp_path / "pairs.tsv"), dev=tmp_path / "dev.tsv")
 
 
-def test_queries_of_dev_and_test_are_never_learned_from() -> None:
+def test_queries_of_dev_and_test_are_never_learned_from(tmp_path: Path) -> None:
     """Unlabelled queries that dev or test has are left out; unlabelled documents belong to the corpus."""
-    splits = {name: Split(name, [Pair(name, f"{name} text", 1.0)]) for name in ("train", "dev", "test")}
-    dataset = Dataset(**splits, queries=["more", "dev", "train"], documents=["new text"])
+    splits = [Split(name, [Pair(name, f"{name} text", 1.0)]) for name in ("train", "dev", "test")]
+    queries, documents = tmp_path / "queries.tsv", tmp_path / "documents.jsonl"
+    queries.write_text("q\nmore\ndev\ntrain\n")
+    documents.write_text('{"d": "new text"}\n{"d": "train text"}\n')
+    dataset = add_unlabelled(
+        Dataset(train=splits[0], dev=splits[1], test=splits[2]),
+        tmp_path / "texts",
+        columns=SCALE,
+        queries=queries,
+        documents=documents,
+    )
     assert dataset.training_queries() == ["train", "more"]
+    assert dataset.training_queries(0) == ["train"]
     assert dataset.corpus() == ["train text", "dev text", "test text", "new text"]
+    assert dataset.corpus(0) == ["train text", "dev text", "test text"]
+    assert set(dataset.texts()) == {*dataset.training_queries(), *dataset.corpus()}
 
 
 def test_the_home_depot_zip(tmp_path: Path) -> None:
@@ -129,13 +142,13 @@ def test_the_home_depot_zip(tmp_path: Path) -> None:
 
 
 def test_texts_on_disk_are_read_by_position(tmp_path: Path) -> None:
-    """A stream of texts, kept on disk, gives each text back; one that was not finished does not count as there."""
+    """A stream of texts, kept on disk, gives each text back, also to those who have it open when it is replaced."""
     texts = ["one", "zwei ½", "", "東京"]
     path = tmp_path / "texts"
-    assert not TextFile.exists(path)
     kept = TextFile.write(path, iter(texts))
-    assert TextFile.exists(path)
+    assert list(TextFile.write(path, ["other"])) == ["other"]
     assert list(kept) == texts
+    assert kept.sizes.tolist() == [3, 7, 0, 6]
     assert (kept[-1], kept[1:3], len(kept)) == ("東京", texts[1:3], 4)
     assert not list(TextFile.write(tmp_path / "none", []))
     with pytest.raises(IndexError):

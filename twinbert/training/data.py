@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import math
 import zipfile
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Literal, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from store.files import sync_file
 from twinbert.errors import UsageError
 
 Format = Literal["tsv", "jsonl", "parquet"]
@@ -83,17 +86,26 @@ class Dataset:
                         "of what was learned by heart; split by query"
                     )
 
-    def training_queries(self) -> list[str]:
-        """Queries to learn from, each once: of the train split, then the unlabelled ones."""
-        held_out = {pair.query for split in (self.dev, self.test) for pair in split.pairs}
-        queries = dict.fromkeys([pair.query for pair in self.train.pairs])
-        queries |= dict.fromkeys(query for query in self.queries if query not in held_out)
-        return list(queries)
+    def training_queries(self, unlabelled: int | None = None) -> list[str]:
+        """Queries to learn from, each once: of the train split, then at most so many unlabelled ones, or all."""
+        judged = (pair.query for pair in self.train.pairs)
+        return list(dict.fromkeys(chain(judged, islice(self._more_queries(), unlabelled))))
 
-    def corpus(self) -> list[str]:
-        """Every document, each once: a catalogue is known before its queries, so dev's and test's are in it."""
-        documents = (pair.document for split in (self.train, self.dev, self.test) for pair in split.pairs)
-        return list(dict.fromkeys([*documents, *self.documents]))
+    def corpus(self, unlabelled: int | None = None) -> list[str]:
+        """Documents, each once: all judged ones, as a catalogue is known before its queries, then unlabelled ones."""
+        judged = (pair.document for split in (self.train, self.dev, self.test) for pair in split.pairs)
+        return list(dict.fromkeys(chain(judged, islice(self.documents, unlabelled))))
+
+    def texts(self) -> Iterator[str]:
+        """Every text to learn from, as a stream, in which an unlabelled one may come again."""
+        yield from self.training_queries(0)
+        yield from self._more_queries()
+        yield from self.corpus(0)
+        yield from self.documents
+
+    def _more_queries(self) -> Iterator[str]:
+        held_out = {pair.query for split in (self.dev, self.test) for pair in split.pairs}
+        return (query for query in self.queries if query not in held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +136,7 @@ def split_of(query: str) -> Literal["train", "dev", "test"]:
 
 
 def read_dataset(
-    train: Path,
-    *,
-    dev: Path | None = None,
-    test: Path | None = None,
-    columns: Columns | None = None,
-    queries: Path | None = None,
-    documents: Path | None = None,
+    train: Path, *, dev: Path | None = None, test: Path | None = None, columns: Columns | None = None
 ) -> Dataset:
     """Graded pairs from TSV (with a header), JSON Lines or Parquet, the first two plain or gzip.
 
@@ -139,8 +145,6 @@ def read_dataset(
         dev: pairs to calibrate and choose on.
         test: pairs to measure on.
         columns: their names and the scale of grades.
-        queries: unlabelled queries, in the column of that name.
-        documents: unlabelled documents, likewise.
 
     Raises:
         UsageError: a file cannot be read, lacks a column, or has a row that is no pair; a split is empty; a query is in
@@ -149,22 +153,40 @@ def read_dataset(
     columns = columns or Columns()
     if (dev is None) != (test is None):
         raise UsageError("give both --dev and --test, or neither: then the pairs are split by query")
-    more_queries, more_documents = (
-        [] if path is None else list(dict.fromkeys(read_texts(path, column)))
-        for path, column in ((queries, columns.query), (documents, columns.document))
-    )
     if dev is None or test is None:
-        return split_by_query(read_pairs(train, columns), queries=more_queries, documents=more_documents)
+        return split_by_query(read_pairs(train, columns))
     return Dataset(
         train=Split("train", list(read_pairs(train, columns))),
         dev=Split("dev", list(read_pairs(dev, columns))),
         test=Split("test", list(read_pairs(test, columns))),
-        queries=more_queries,
-        documents=more_documents,
     )
 
 
-def split_by_query(pairs: Iterable[Pair], *, queries: Sequence[str] = (), documents: Sequence[str] = ()) -> Dataset:
+def add_unlabelled(
+    dataset: Dataset, folder: Path, *, columns: Columns, queries: Path | None, documents: Path | None
+) -> Dataset:
+    """The dataset with unlabelled texts, in any number: they are kept in files.
+
+    Args:
+        dataset: what is added to.
+        folder: for the files.
+        columns: names of the columns that the texts are in.
+        queries: a file of queries, as `read_texts` reads it.
+        documents: a file of documents, likewise.
+
+    Raises:
+        UsageError: a file cannot be read, lacks the column, or has a blank text.
+    """
+    if queries is not None:
+        kept = TextFile.write(folder / "queries", read_texts(queries, columns.query))
+        dataset = dataclasses.replace(dataset, queries=kept)
+    if documents is not None:
+        kept = TextFile.write(folder / "documents", read_texts(documents, columns.document))
+        dataset = dataclasses.replace(dataset, documents=kept)
+    return dataset
+
+
+def split_by_query(pairs: Iterable[Pair]) -> Dataset:
     """Pairs split by `split_of`.
 
     Raises:
@@ -177,8 +199,6 @@ def split_by_query(pairs: Iterable[Pair], *, queries: Sequence[str] = (), docume
         train=Split("train", splits["train"]),
         dev=Split("dev", splits["dev"]),
         test=Split("test", splits["test"]),
-        queries=queries,
-        documents=documents,
     )
 
 
@@ -233,24 +253,27 @@ class TextFile(Sequence[str]):
 
     @classmethod
     def write(cls, path: Path, texts: Iterable[str]) -> TextFile:
-        """Writes a stream of texts; the second file, of where each ends, appears last."""
-        ends, end = [], 0
-        with path.open("wb") as file:
+        """Writes a stream of texts; what is there is replaced, and stays whole for those who have it open."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ends, end = array("q"), 0
+        building = path.with_name(f".{path.name}.building")
+        with building.open("wb") as file:
             for text in texts:
                 content = text.encode()
                 end += len(content)
                 file.write(content)
                 ends.append(end)
-        sync_file(path)
-        building = path.with_suffix(".building.npy")
-        np.save(building, np.array(ends, dtype=np.int64))
-        building.rename(_ends_path(path))
+        building_ends = path.with_name(f".{path.name}.ends.npy")
+        np.save(building_ends, np.array(ends, dtype=np.int64))
+        building.rename(path)
+        building_ends.rename(_ends_path(path))
         return cls(path)
 
-    @staticmethod
-    def exists(path: Path) -> bool:
-        """Whether `write` came to its end."""
-        return _ends_path(path).exists()
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Bytes of each text: about as its tokens are many."""
+        sizes: npt.NDArray[np.int64] = np.diff(self._ends, prepend=0)
+        return sizes
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -25,8 +25,9 @@ from twinbert.errors import UsageError
 from twinbert.importing import Imported, import_twin
 from twinbert.model.projection import pca_projection
 from twinbert.model.tower import Tower
-from twinbert.tokenizer import TokenBatch, open_tokenizer
+from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 from twinbert.training.blocks import chunks
+from twinbert.training.data import TextFile
 from twinbert.training.distillation import embed
 from twinbert.training.loop import Schedule, windows
 from twinbert.training.report import Report
@@ -85,28 +86,31 @@ class Lessons:
     """Texts with their vectors, in batches of texts of like length.
 
     Args:
-        tokens: of the texts.
+        texts: in any number.
+        tokenizer: the tower's.
         vectors_NH: of the texts; may be mapped from a file.
         batch: texts of a step.
         together: texts that the tower reads at once.
         seed: of their order.
     """
 
-    def __init__(self, tokens: TokenBatch, vectors_NH: Floats, *, batch: int, together: int, seed: int) -> None:
-        self._tokens, self._vectors_NH = tokens, vectors_NH
+    def __init__(
+        self, texts: TextFile, tokenizer: Tokenizer, vectors_NH: Floats, *, batch: int, together: int, seed: int
+    ) -> None:
+        self._texts, self._tokenizer, self._vectors_NH = texts, tokenizer, vectors_NH
         self._batch, self._together, self._seed = batch, together, seed
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch."""
         generator = np.random.default_rng((self._seed, epoch))
-        order = generator.permutation(len(self._tokens)).tolist()
-        batches = windows(order, self._tokens.lengths, self._batch, window=10)
+        batches = windows(generator.permutation(len(self._texts)), self._texts.sizes, self._batch, window=10)
         return [batches[at] for at in generator.permutation(len(batches))]
 
     def collate(self, rows: list[int]) -> dict[str, Any]:
         """A batch as the arguments of `SpaceLearner`."""
         vectors_BH = torch.from_numpy(np.ascontiguousarray(self._vectors_NH[rows], dtype=np.float32))
-        return {"texts": chunks(self._tokens, rows, self._together), "vectors_BH": vectors_BH}
+        tokens = self._tokenizer.encode([self._texts[row] for row in rows])
+        return {"texts": chunks(tokens, range(len(rows)), self._together), "vectors_BH": vectors_BH}
 
 
 def bi_encoder_vectors(

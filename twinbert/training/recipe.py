@@ -3,6 +3,7 @@
     RUN/configuration.json          the recipe as it was run, and the digest of the data
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/scores/<teacher>.scores     what it said of each pair
+    RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/students/<name>/            runs of its stages; RUN/students/<name>/bundle is it
     RUN/times.jsonl                 how long each stage took, in the order in which they ended
@@ -28,7 +29,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from twinbert.errors import UsageError
 from twinbert.training import pairs as pairs_
 from twinbert.training import student, synthetic, teacher
-from twinbert.training.data import Columns, Dataset, read_dataset, read_home_depot
+from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot
 from twinbert.training.loop import new_accelerator
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.report import Report, Silent
@@ -69,7 +70,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the data is; see `twinbert.training.data.read_dataset`."""
+    """Where the data is; see `twinbert.training.data`."""
 
     train: Path | None = None
     dev: Path | None = None
@@ -162,6 +163,9 @@ def run(
     digest = teacher.digest_of(dataset.train, dataset.dev, dataset.test)
     # The folder is claimed before anything is put in it.
     Run(output, {"recipe": dataclasses.asdict(recipe), "data": digest}, writes=main)
+    dataset = add_unlabelled(
+        dataset, output / "texts", columns=recipe.columns, queries=inputs.queries, documents=inputs.documents
+    )
     recipe = _with_checkpoint(recipe, output, writes=main)
     accelerator.wait_for_everyone()
     _check(recipe, dataset, report)
@@ -193,7 +197,7 @@ def run(
 
 
 def read(recipe: Recipe, inputs: Inputs) -> Dataset:
-    """The data that a recipe learns from.
+    """The graded pairs that a recipe learns from.
 
     Raises:
         UsageError: it is not there, or is no such data.
@@ -204,14 +208,7 @@ def read(recipe: Recipe, inputs: Inputs) -> Dataset:
         raise UsageError("this recipe needs data: give its path with --data")
     if recipe.source == "home_depot":
         return read_home_depot(inputs.train)
-    return read_dataset(
-        inputs.train,
-        dev=inputs.dev,
-        test=inputs.test,
-        columns=recipe.columns,
-        queries=inputs.queries,
-        documents=inputs.documents,
-    )
+    return read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
 
 
 def train_teacher(recipe: Recipe, dataset: Dataset, output: Path, report: Report) -> teacher.Teacher:
@@ -234,13 +231,13 @@ def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
 
 
 def _check(recipe: Recipe, dataset: Dataset, report: Report) -> None:
-    texts = [*dataset.training_queries(), *dataset.corpus()]
     for config in recipe.students.values():
-        student.check(config, texts)
+        student.check(config, dataset.texts())
     if any(config.needs_teacher for config in recipe.students.values()):
         teacher.locate(recipe.teacher.checkpoint)
     counts = ", ".join(f"{len(split.pairs):,} {split.name}" for split in (dataset.train, dataset.dev, dataset.test))
-    report.event("data", f"pairs: {counts}; {len(texts):,} texts to learn from", texts=len(texts))
+    texts = sum(1 for _ in dataset.texts())
+    report.event("data", f"pairs: {counts}; {texts:,} texts to learn from", texts=texts)
 
 
 def _with_checkpoint(recipe: Recipe, output: Path, *, writes: bool) -> Recipe:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ from twinbert.tokenizer import Tokenizer, open_tokenizer, save_triletter
 from twinbert.tokenizer.triletter import CLS, Letters
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
-from twinbert.training.data import Dataset, Split
+from twinbert.training.data import Dataset, Split, TextFile
 from twinbert.training.distillation import Distillation, LossWeights, embed
 from twinbert.training.embedding import (
     Lessons,
@@ -105,7 +106,7 @@ class StudentConfig:
     """Its steps and rates."""
     documents: int = 256
     """Documents of a block."""
-    group: int = 8
+    group: int = 16
     """Queries of a block that share documents."""
     together: int = 64
     """Texts that a tower reads at once."""
@@ -181,7 +182,7 @@ def load(path: Path) -> Student:
     return Student(twin, bundle.file(bundle.tokenizer.file))
 
 
-def check(config: StudentConfig, texts: Sequence[str]) -> None:
+def check(config: StudentConfig, texts: Iterable[str]) -> None:
     """Finds out before any hour is spent whether a student can be made and can read every text.
 
     Raises:
@@ -195,13 +196,15 @@ def check(config: StudentConfig, texts: Sequence[str]) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        tokens = open_tokenizer(_tokenizer(config, Path(folder)), max_tokens=config.document_max_tokens).encode(texts)
-    for text, ids in zip(texts, tokens.ids, strict=True):
-        if ids.max() <= CLS:
-            raise UsageError(
-                f"the text {text[:80]!r} has no letter of the tri-letter tokenizer, so a tower would learn nothing "
-                'from it; remove it, or set letters to "unicode"'
-            )
+        tokenizer = open_tokenizer(_tokenizer(config, Path(folder)), max_tokens=config.document_max_tokens)
+    stream = iter(texts)
+    while part := list(islice(stream, _EMBEDDED_AT_ONCE)):
+        for text, ids in zip(part, tokenizer.encode(part).ids, strict=True):
+            if ids.max() <= CLS:
+                raise UsageError(
+                    f"the text {text[:80]!r} has no letter of the tri-letter tokenizer, so a tower would learn nothing "
+                    'from it; remove it, or set letters to "unicode"'
+                )
 
 
 def train(
@@ -352,14 +355,16 @@ def _learn_space(
     assert config.space is not None
     twin, done = student.twin, run.path / "twin.safetensors"
     if not done.exists():
-        texts = [*dataset.training_queries(), *dataset.corpus()]
         main = accelerator.is_main_process
+        texts_path = run.path / "texts"
         with accelerator.main_process_first():
+            texts = TextFile.write(texts_path, dataset.texts()) if main else TextFile(texts_path)
             vectors_NH = bi_encoder_vectors(config.space.teacher, texts, vectors, report, writes=main)
         sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE])
         back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
         lessons = Lessons(
-            student.tokenizers["document"].encode(texts),
+            texts,
+            student.tokenizers["document"],
             vectors_NH,
             batch=config.space.batch,
             together=config.together,
