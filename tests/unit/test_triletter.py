@@ -24,7 +24,7 @@ LETTERS = string.digits + string.ascii_lowercase
 
 @pytest.fixture(scope="module")
 def ascii_(tmp_path_factory: pytest.TempPathFactory) -> TriLetter:
-    """The paper's: 12 words of 20 trigrams."""
+    """The published code's: 12 words of 20 trigrams."""
     path = tmp_path_factory.mktemp("ascii") / "tokenizer.json"
     save_triletter(path)
     return TriLetter(path, max_tokens=12)
@@ -177,7 +177,7 @@ def test_a_text_without_a_letter_is_one_unknown_word(ascii_: TriLetter, unicode_
 
 
 def test_punctuation_is_dropped_or_splits(tmp_path: Path) -> None:
-    """By default `wi-fi` is one word as in the paper; otherwise it is two."""
+    """By default `wi-fi` is one word, as in the published code; otherwise it is two."""
     together = as_lists(made(tmp_path).encode(["wi-fi 1/2"]))
     assert together == as_lists(made(tmp_path).encode(["wifi 12"]))
     apart = made(tmp_path, punctuation="split", letters="unicode")

@@ -69,9 +69,10 @@ class CosineCrossing(Crossing):
 
 
 class ResidualCrossing(Crossing):
-    """p = σ(s · w · y + b) with y = relu(W₂ relu(W₁ x) + x) and x = max(q, d) (the relevance version of 2002.06275).
+    """p = σ(s · w · y + b) with y = relu(W₂ relu(W₁ x) + x) and x = max(q, d) elementwise.
 
-    W₁ and W₂, which have biases, meet in a bottleneck. With a start of `cosine`, which is ours, the logit is
+    The relevance version of arXiv 2002.06275, in the form that code descending from it has published. W₁ and W₂, which
+    have biases, meet in a bottleneck. With a start of `cosine`, which is ours, the logit is
     a · cos(q, d) + b + s · w · y and w starts at 0: a cosine crossing that learns what it lacks.
 
     Args:

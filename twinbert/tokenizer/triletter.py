@@ -1,4 +1,4 @@
-"""Tri-letter: a word is the trigrams of `#word#`, so a text is as short as its words (arXiv 2002.06275, and DSSM).
+"""Tri-letter: a word is the trigrams of `#word#`, so a text has as few tokens as words (TwinBERT; before it, DSSM).
 
 Shapes: W words of all texts, L words of a text, T trigrams of a word.
 """
@@ -46,11 +46,14 @@ def save_triletter(
 
     Args:
         path: the file, by custom tokenizer.json.
-        letters: `ascii`: the paper's, enumerated; `unicode`: letters of every script, hashed into as many ids.
-        punctuation: what becomes of characters that are neither letters nor white space: `drop` as in the paper
-            ("wi-fi" is "wifi"), or `split` words ("wi", "fi").
-        max_trigrams: T, trigrams that a word has at most; the paper has 20.
-        cls: whether every text starts with [CLS], which `cls` pooling needs and the published code has not.
+        letters: `ascii`: a–z and 0–9, enumerated; `unicode`: letters of every script, hashed into as many ids.
+        punctuation: what becomes of characters that are neither letters nor white space: `drop` ("wi-fi" is "wifi"),
+            or `split` words ("wi", "fi").
+        max_trigrams: T, trigrams that a word has at most.
+        cls: whether every text starts with [CLS], which `cls` pooling needs.
+
+    The defaults are those of the published code (microsoft/DeepGNN), but that it drops tabs and newlines too, which
+    here separate words as spaces do.
     """
     parameters = {"letters": letters, "punctuation": punctuation, "max_trigrams": max_trigrams, "cls": cls}
     if problem := _problem(parameters):
@@ -66,7 +69,7 @@ class TriLetter:
     words are kept, and of each the first `max_trigrams` trigrams of `#word#`. A text without a letter is one unknown
     word, of id 0 alone, whose embedding is that of its position.
 
-    `ascii` letters are a–z and 0–9, as in the published code. The trigram xyz has the id 8 + (36x + y)·37 + z, where
+    `ascii` letters are a–z and 0–9. The trigram xyz has the id 8 + (36x + y)·37 + z, where
     a letter counts 0 to 35 in the order 0–9, a–z, and # counts 36: every trigram has one id, and every id from 8 one
     trigram.
 
