@@ -44,6 +44,9 @@ def save_triletter(
 ) -> None:
     """Writes a tri-letter tokenizer's file; equal parameters give equal bytes. See `TriLetter`.
 
+    The defaults are those of the published code (microsoft/DeepGNN), but that it drops tabs and newlines too, which
+    here separate words as spaces do.
+
     Args:
         path: the file, by custom tokenizer.json.
         letters: `ascii`: a–z and 0–9, enumerated; `unicode`: letters of every script, hashed into as many ids.
@@ -52,8 +55,8 @@ def save_triletter(
         max_trigrams: T, trigrams that a word has at most.
         cls: whether every text starts with [CLS], which `cls` pooling needs.
 
-    The defaults are those of the published code (microsoft/DeepGNN), but that it drops tabs and newlines too, which
-    here separate words as spaces do.
+    Raises:
+        UsageError: a parameter is none of those.
     """
     parameters = {"letters": letters, "punctuation": punctuation, "max_trigrams": max_trigrams, "cls": cls}
     if problem := _problem(parameters):
@@ -69,14 +72,13 @@ class TriLetter:
     words are kept, and of each the first `max_trigrams` trigrams of `#word#`. A text without a letter is one unknown
     word, of id 0 alone, whose embedding is that of its position.
 
-    `ascii` letters are a–z and 0–9. The trigram xyz has the id 8 + (36x + y)·37 + z, where
-    a letter counts 0 to 35 in the order 0–9, a–z, and # counts 36: every trigram has one id, and every id from 8 one
-    trigram.
+    `ascii` letters are a–z and 0–9. The trigram xyz has the id 8 + (36x + y)·37 + z, where a letter counts 0 to 35 in
+    the order 0–9, a–z, and # counts 36: every trigram has one id, and every id from 8 one trigram.
 
     `unicode` text is NFKC-normalised and case-folded, and keeps letters, numbers and marks of every script. A trigram's
     three code points, 21 bits each, are mixed by splitmix64 and taken modulo 49,284, plus 8: about 1 in 49,284 pairs
-    of trigrams share an id. Unicode guarantees that assigned characters keep their form, so ids do not depend
-    on the version of Python.
+    of trigrams share an id. Unicode guarantees that assigned characters keep their forms, so the version of Python makes
+    no difference to them.
 
     Args:
         path: what `save_triletter` wrote.
