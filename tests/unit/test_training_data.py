@@ -102,7 +102,8 @@ def test_an_empty_split_and_a_query_in_two_splits_are_refused(tmp_path: Path) ->
         read_dataset(write(tmp_path / "pairs.tsv"), dev=tmp_path / "dev.tsv")
 
 
-def test_queries_of_dev_and_test_are_never_learned_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_queries_of_dev_and_test_are_never_learned_from(tmp_path: Path, *, on_disk: bool) -> None:
     """Unlabelled queries that dev or test has are left out; unlabelled documents belong to the corpus."""
     splits = [Split(name, [Pair(name, f"{name} text", 1.0)]) for name in ("train", "dev", "test")]
     queries, documents = tmp_path / "queries.tsv", tmp_path / "documents.jsonl"
@@ -110,10 +111,10 @@ def test_queries_of_dev_and_test_are_never_learned_from(tmp_path: Path) -> None:
     documents.write_text('{"d": "new text"}\n{"d": "train text"}\n')
     dataset = add_unlabelled(
         Dataset(train=splits[0], dev=splits[1], test=splits[2]),
-        tmp_path / "texts",
         columns=SCALE,
         queries=queries,
         documents=documents,
+        folder=tmp_path / "texts" if on_disk else None,
     )
     assert dataset.training_queries() == ["train", "more"]
     assert dataset.training_queries(0) == ["train"]

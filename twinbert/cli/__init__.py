@@ -6,7 +6,7 @@
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
     store       store list | verify | rollback | gc | copy
-    train       train run | teacher | student
+    train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 

@@ -1,4 +1,4 @@
-"""Commands that train: `train run`, `train teacher`, `train student`."""
+"""Commands that train: `train run`, `train teacher`, `train student`; those that measure join them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twinbert.cli.evaluate import baselines, evaluate, parity
+
 if TYPE_CHECKING:
     from twinbert.training.report import Report
 
-app = typer.Typer(help="Train: a teacher on human grades, students on the teacher.")
+app = typer.Typer(help="Train: a teacher on human grades, students on the teacher; and measure both.")
+app.command()(evaluate)
+app.command()(baselines)
+app.command()(parity)
 
 RecipeOption = Annotated[
     str,
@@ -58,7 +63,7 @@ def run(
 ) -> None:
     """Follow a recipe: teacher, pairs, students, calibration, bundles.
 
-    Killed at any time, the same command goes on. Several GPUs: accelerate launch -m twinbert.cli train run …
+    Killed at any time, the same command goes on. Several GPUs: accelerate launch $(which twinbert) train run …
     """
     from twinbert.training import recipe as recipes
 

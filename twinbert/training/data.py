@@ -163,26 +163,29 @@ def read_dataset(
 
 
 def add_unlabelled(
-    dataset: Dataset, folder: Path, *, columns: Columns, queries: Path | None, documents: Path | None
+    dataset: Dataset, *, columns: Columns, queries: Path | None, documents: Path | None, folder: Path | None = None
 ) -> Dataset:
-    """The dataset with unlabelled texts, in any number: they are kept in files.
+    """The dataset with unlabelled texts.
 
     Args:
         dataset: what is added to.
-        folder: for the files.
         columns: names of the columns that the texts are in.
         queries: a file of queries, as `read_texts` reads it.
         documents: a file of documents, likewise.
+        folder: where they are kept, in any number; None: in memory.
 
     Raises:
         UsageError: a file cannot be read, lacks the column, or has a blank text.
     """
+
+    def kept(path: Path, column: str, name: str) -> Sequence[str]:
+        texts = read_texts(path, column)
+        return list(texts) if folder is None else TextFile.write(folder / name, texts)
+
     if queries is not None:
-        kept = TextFile.write(folder / "queries", read_texts(queries, columns.query))
-        dataset = dataclasses.replace(dataset, queries=kept)
+        dataset = dataclasses.replace(dataset, queries=kept(queries, columns.query, "queries"))
     if documents is not None:
-        kept = TextFile.write(folder / "documents", read_texts(documents, columns.document))
-        dataset = dataclasses.replace(dataset, documents=kept)
+        dataset = dataclasses.replace(dataset, documents=kept(documents, columns.document, "documents"))
     return dataset
 
 

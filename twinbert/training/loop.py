@@ -149,7 +149,7 @@ class _Fit(Generic[_B]):
         self._task, self._schedule, self._run, self._seed = task, schedule, run, seed
         self._report, self._accelerator = report, accelerator
         self._parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
-        self._optimiser = torch.optim.AdamW(_groups(self._parameters, schedule))
+        self._optimiser = torch.optim.AdamW(_groups(self._parameters, schedule), fused=True)
         self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
         self._lengths = [len(task.batches(epoch)) // accelerator.num_processes for epoch in range(schedule.epochs)]
         self._steps = sum(self._lengths)
@@ -292,9 +292,8 @@ class _Fit(Generic[_B]):
             kind, _, rest = key.partition("/")
             if kind == "optimiser":
                 field, _, name = rest.partition("/")
-                # AdamW keeps its count of steps on the CPU.
-                device = "cpu" if field == "step" else self._parameters[name].device
-                self._optimiser.state[self._parameters[name]][field] = tensor.to(device)
+                parameter = self._parameters[name]
+                self._optimiser.state[parameter][field] = tensor.to(parameter.device)
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], schedule: Schedule) -> list[dict[str, Any]]:

@@ -159,15 +159,13 @@ def run(
     chosen = _chosen(recipe, students)
     accelerator = new_accelerator()
     main = accelerator.is_main_process
-    dataset = read(recipe, inputs)
+    dataset = _read_pairs(recipe, inputs)
     digest = teacher.digest_of(dataset.train, dataset.dev, dataset.test)
     # The folder is claimed before anything is put in it.
     Run(output, {"recipe": dataclasses.asdict(recipe), "data": digest}, writes=main)
-    dataset = add_unlabelled(
-        dataset, output / "texts", columns=recipe.columns, queries=inputs.queries, documents=inputs.documents
-    )
-    recipe = _with_checkpoint(recipe, output, writes=main)
-    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        dataset = _with_texts(dataset, recipe, inputs, output / "texts")
+        recipe = _with_checkpoint(recipe, output, writes=main)
     _check(recipe, dataset, report)
     scored: Pairs | None = None
     if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
@@ -197,11 +195,15 @@ def run(
 
 
 def read(recipe: Recipe, inputs: Inputs) -> Dataset:
-    """The graded pairs that a recipe learns from.
+    """The data of a recipe, all of it in memory.
 
     Raises:
         UsageError: it is not there, or is no such data.
     """
+    return _with_texts(_read_pairs(recipe, inputs), recipe, inputs, None)
+
+
+def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
     if recipe.source == "synthetic":
         return synthetic.dataset(seed=recipe.seed)
     if inputs.train is None:
@@ -209,6 +211,12 @@ def read(recipe: Recipe, inputs: Inputs) -> Dataset:
     if recipe.source == "home_depot":
         return read_home_depot(inputs.train)
     return read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
+
+
+def _with_texts(dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path | None) -> Dataset:
+    return add_unlabelled(
+        dataset, columns=recipe.columns, queries=inputs.queries, documents=inputs.documents, folder=folder
+    )
 
 
 def train_teacher(recipe: Recipe, dataset: Dataset, output: Path, report: Report) -> teacher.Teacher:

@@ -241,7 +241,8 @@ def train(
     run = Run(output / "distil", {**described, **inputs}, writes=main)
     if not (output / "bundle").exists():
         torch.manual_seed(seed)
-        twin, tokenizer = build(config, output, pairs, seed)
+        with accelerator.main_process_first():
+            twin, tokenizer = build(config, output, pairs, seed)
         student = Student(twin.to(accelerator.device), tokenizer)
         if config.space is not None:
             first = Run(output / "space", {**described, "train": digest_of(dataset.train), **inputs}, writes=main)
