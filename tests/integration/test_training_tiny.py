@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +26,16 @@ STUDENTS = ("wordpiece", "triletter")
 TINY = recipe.load("tiny")
 
 
+# Threads only wait for each other on matrices this small, and sum in an order of their own.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run by the command."""
     path = tmp_path_factory.mktemp("training") / "run"
     words = [COMMAND, "train", "run", "--recipe", "tiny", "--output", str(path)]
-    # Threads only wait for each other on matrices this small.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{name}\t{path / 'students' / name / 'bundle'}" for name in STUDENTS]
     events = [json.loads(line) for line in done.stderr.splitlines()]
@@ -96,6 +99,25 @@ def test_bundles_load_without_torch(run: Path) -> None:
     bundles = [str(run / "students" / name / "bundle") for name in STUDENTS]
     done = subprocess.run([sys.executable, "-c", code, *bundles], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_run_resumed_gives_the_same_student(run: Path, tmp_path: Path) -> None:
+    """Killed with SIGKILL in the teacher and in the distillation, the student comes out the same to the bit."""
+    words = [COMMAND, "train", "student", "wordpiece", "--recipe", "tiny", "--output", str(tmp_path / "run")]
+    for stage in ("teacher", "wordpiece distil"):
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                event = json.loads(line)
+                if (event["event"], event.get("stage")) == ("epoch", stage):  # a checkpoint was saved before it
+                    break
+            process.kill()
+            process.stderr.read()
+        assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    weights = [path / "students" / "wordpiece" / "bundle" / "model.safetensors" for path in (run, tmp_path / "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_the_same_command_again_changes_nothing(run: Path) -> None:
