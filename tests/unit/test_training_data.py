@@ -23,6 +23,7 @@ from twinbert.training.data import (
     read_home_depot,
     read_pairs,
     read_texts,
+    sample,
     split_of,
 )
 
@@ -100,6 +101,21 @@ def test_an_empty_split_and_a_query_in_two_splits_are_refused(tmp_path: Path) ->
         Dataset(train=Split("train", pairs), dev=Split("dev", [Pair("c", "b", 1.0)]), test=Split("test", pairs))
     with pytest.raises(UsageError, match="both --dev and --test, or neither"):
         read_dataset(write(tmp_path / "pairs.tsv"), dev=tmp_path / "dev.tsv")
+
+
+def test_a_sample_has_a_share_of_the_training_queries() -> None:
+    """Whole queries, the same ones each time and fewer for a smaller share; dev and test stay whole."""
+    pairs = [Pair(f"query {n}", text, 0.5) for n in range(400) for text in ("a", "b")]
+    whole = Dataset(
+        train=Split("train", pairs), dev=Split("dev", [Pair("d", "a", 1)]), test=Split("test", [Pair("t", "a", 1)])
+    )
+    half, quarter = sample(whole, 0.5), sample(whole, 0.25)
+    assert 160 < len(half.train.by_query()) < 240
+    assert set(quarter.train.pairs) < set(half.train.pairs) < set(pairs)
+    assert all(len(of_query) == 2 for of_query in quarter.train.by_query().values())
+    assert (half.dev, half.test) == (whole.dev, whole.test)
+    with pytest.raises(UsageError, match="the train split is empty"):
+        sample(whole, 1e-9)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

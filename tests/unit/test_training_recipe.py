@@ -24,7 +24,8 @@ def test_a_budget_changes_only_what_it_names() -> None:
     assert recipe.load("homedepot") == full
     assert small.teacher.schedule.epochs < full.teacher.schedule.epochs
     assert small.teacher.schedule.rate == full.teacher.schedule.rate
-    assert small.students.keys() == full.students.keys()
+    assert small.students.keys() == full.students.keys() - {"triletter-6"}
+    assert (full.sample, small.sample) == (1.0, 0.25)
     with pytest.raises(UsageError, match="has no budget 'huge'; there are full, small"):
         recipe.load("homedepot", budget="huge")
 
@@ -40,6 +41,7 @@ def test_options_change_the_recipe() -> None:
     [
         ('source = "moon"\n[students.a]', "source is 'moon'; there are home_depot, files, synthetic"),
         ('source = "files"', "students is missing"),
+        ('source = "files"\nsample = 0\n[students.a]', "sample is 0.0; it must be above 0"),
         ('source = "files"\n[students]', "has no student"),
         ('source = "files"\nsed = 1\n[students.a]', "sed is unknown; there are source, seed"),
         ('source = "files"\nseed = "x"\n[students.a]', "seed is 'x', which is no int"),

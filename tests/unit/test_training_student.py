@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import transformers
 
 from twinbert.errors import UnsupportedError, UsageError
 from twinbert.training import losses, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors
+from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs, judged
 from twinbert.training.report import Silent
 from twinbert.training.student import StudentConfig
+from twinbert.training.teacher import TeacherConfig
 
 DATASET = synthetic.dataset(queries=40)
 
@@ -106,6 +111,30 @@ def test_a_teacher_scores_a_pair_alike_alone_and_among_others(checkpoint: Path) 
     alone_N = np.concatenate([scorer.score([pair]) for pair in pairs])
     np.testing.assert_allclose(scorer.score(pairs), alone_N, atol=1e-5)
     assert scorer.score([]).shape == (0,)
+
+
+def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Path) -> None:
+    """MPNet, whose layers have relative positions and whose input has no segments, learns, is saved and scores."""
+    path = tmp_path / "mpnet"
+    shutil.copytree(checkpoint, path)
+    sizes = transformers.MPNetConfig(
+        vocab_size=70,
+        pad_token_id=0,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = transformers.MPNetModel(sizes)
+    model.config.save_pretrained(path)
+    safetensors.torch.save_file(model.state_dict(), path / "model.safetensors")
+    config = TeacherConfig(checkpoint=str(path), max_tokens=24, schedule=Schedule(rate=1e-3), pairwise=0.5)
+    trained = teacher.train(config, DATASET.train, DATASET.dev, output=tmp_path / "run", seed=1)
+    pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs]
+    loaded = teacher.load(tmp_path / "run" / "model", max_tokens=24)
+    np.testing.assert_array_equal(trained.score(pairs), loaded.score(pairs))
+    assert trained.digest == loaded.digest
+    assert trained.digest != teacher.load(tmp_path / "run" / "model", max_tokens=20).digest
 
 
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:

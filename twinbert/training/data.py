@@ -205,6 +205,21 @@ def split_by_query(pairs: Iterable[Pair]) -> Dataset:
     )
 
 
+def sample(dataset: Dataset, share: float) -> Dataset:
+    """The dataset with a share of its training queries, the same ones everywhere; dev and test stay whole.
+
+    Raises:
+        UsageError: no query is left.
+    """
+    kept = [pair for pair in dataset.train.pairs if _position(pair.query) < share]
+    return dataclasses.replace(dataset, train=Split("train", kept))
+
+
+def _position(query: str) -> float:
+    """From 0 to 1, of other digits than `split_of` looks at."""
+    return int(hashlib.sha256(query.encode()).hexdigest()[8:16], 16) / 2**32
+
+
 def read_home_depot(path: Path) -> Dataset:
     """The Home Depot product search data: `train.csv` in a zip, relevance 1 to 3, graded (relevance − 1) / 2.
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from twinbert.errors import UsageError
 from twinbert.training import pairs as pairs_
 from twinbert.training import student, synthetic, teacher
-from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot
+from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot, sample
 from twinbert.training.loop import new_accelerator
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.report import Report, Silent
@@ -56,6 +56,8 @@ class Recipe:
     """Of everything random."""
     columns: Columns = field(default_factory=Columns)
     """Of files."""
+    sample: float = 1.0
+    """Share of the training queries to learn from."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The cross-encoder."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -66,6 +68,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.students:
             raise UsageError("recipe: has no student; give at least one table [students.NAME]")
+        if not 0 < self.sample <= 1:
+            raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,8 @@ def load(name: str, *, budget: str | None = FULL, changes: Mapping[str, Any] | N
 
     Args:
         name: of one that comes with the package, or the path of a TOML file.
-        budget: one of its tables [budgets.NAME], whose values take the place of others; None or `full`: no such table.
+        budget: one of its tables [budgets.NAME], whose values take the place of others, and where `false` stands in the
+            place of a table there is none; None or `full`: the recipe as it is.
         changes: values that take the place of others, nested as the recipe's tables are.
 
     Raises:
@@ -205,12 +210,14 @@ def read(recipe: Recipe, inputs: Inputs) -> Dataset:
 
 def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
     if recipe.source == "synthetic":
-        return synthetic.dataset(seed=recipe.seed)
-    if inputs.train is None:
+        dataset = synthetic.dataset(seed=recipe.seed)
+    elif inputs.train is None:
         raise UsageError("this recipe needs data: give its path with --data")
-    if recipe.source == "home_depot":
-        return read_home_depot(inputs.train)
-    return read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
+    elif recipe.source == "home_depot":
+        dataset = read_home_depot(inputs.train)
+    else:
+        dataset = read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
+    return dataset if recipe.sample == 1 else sample(dataset, recipe.sample)
 
 
 def _with_texts(dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path | None) -> Dataset:
@@ -281,6 +288,9 @@ def _timed(output: Path, stage: str, report: Report, *, writes: bool) -> Iterato
 def _merged(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(table)
     for name, value in override.items():
+        if value is False and isinstance(table.get(name), Mapping):
+            del merged[name]
+            continue
         both = isinstance(value, Mapping) and isinstance(table.get(name), Mapping)
         merged[name] = _merged(table[name], value) if both else value
     return merged

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class Teacher:
     def __init__(self, model: Any, tokenizer: Any, *, max_tokens: int, digest: str, batch: int = 64) -> None:  # noqa: ANN401 - transformers' classes are chosen as it runs
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.digest, self.batch = max_tokens, digest, batch
+        self._reads = inspect.signature(model.forward).parameters.keys()  # MPNet has no segments
 
     def encode(self, pairs: Sequence[TextPair]) -> list[dict[str, list[int]]]:
         """Token ids, and segment ids where the model has segments, of pairs cut to `max_tokens`."""
@@ -92,7 +94,8 @@ class Teacher:
             max_length=self.max_tokens,
             return_attention_mask=False,
         )
-        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        columns = {name: values for name, values in encoded.items() if name in self._reads}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def pad(self, encodings: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         """The model's input of encoded pairs, int64 [B, L] each."""
@@ -275,7 +278,7 @@ def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64) -> Teacher:
     try:
         with _quiet():
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True
+                path, num_labels=1, dtype=torch.float32, local_files_only=True
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
