@@ -77,8 +77,8 @@ class TriLetter:
 
     `unicode` text is NFKC-normalised and case-folded, and keeps letters, numbers and marks of every script. A trigram's
     three code points, 21 bits each, are mixed by splitmix64 and taken modulo 49,284, plus 8: about 1 in 49,284 pairs
-    of trigrams share an id. Unicode guarantees that assigned characters keep their forms, so the version of Python makes
-    no difference to them.
+    of trigrams share an id. Unicode guarantees that assigned characters keep their forms, so that the version of Python
+    makes no difference to them.
 
     Args:
         path: what `save_triletter` wrote.
