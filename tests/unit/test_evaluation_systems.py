@@ -11,8 +11,9 @@ import pytest
 import transformers
 
 from twinbert.cli import evaluate as commands
+from twinbert.cli import main
 from twinbert.errors import UsageError
-from twinbert.training import dssm, recipe, synthetic, systems
+from twinbert.training import dssm, parity, recipe, synthetic, systems
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import System
@@ -131,11 +132,15 @@ def test_evaluate_writes_and_prints_the_table(
     assert (tmp_path / "roc.png").exists()
 
 
-def test_parity_of_a_run_is_written_and_checked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`train parity` takes a student through a live scorer, and ends without an error where float32 agrees."""
-    commands.parity(run, student=["wordpiece"], split="dev", output=tmp_path)
-    printed = capsys.readouterr().out
-    assert printed == f"wordpiece: {(tmp_path / 'parity-wordpiece.md').read_text()}\n"
+def test_parity_is_written_before_it_fails(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train parity` takes a student through live scorers; above the limit it leaves its report and exits with 2."""
+    monkeypatch.setattr(parity, "LIMIT", 0.0)
+    assert main(["train", "parity", str(run), "--student", "wordpiece", "--split", "dev", "-o", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == f"wordpiece: {(tmp_path / 'parity-wordpiece.md').read_text()}\n"
+    assert printed.err.startswith("twinbert: parity: cosine scores of onnx differ from those of torch by ")
     content = json.loads((tmp_path / "parity-wordpiece.json").read_text())
     assert [hop["name"] for hop in content["crossings"]["cosine"]][-2:] == ["stored uint8", "live uint8"]
 

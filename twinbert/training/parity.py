@@ -199,7 +199,7 @@ def _embed(weights: TwinBert, runtime: Runtime, texts: Sequence[str], tower: Tow
 
 def _cells(hop: Hop) -> list[str]:
     def number(value: float, style: str) -> str:
-        return "–" if math.isnan(value) else format(value, style)
+        return "–" if math.isnan(value) else format(value, style).replace("-0.0000", "+0.0000")
 
     return [
         hop.name,
