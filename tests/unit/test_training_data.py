@@ -17,7 +17,6 @@ from twinbert.training.data import (
     Dataset,
     Pair,
     Split,
-    TextFile,
     add_unlabelled,
     read_dataset,
     read_home_depot,
@@ -26,6 +25,7 @@ from twinbert.training.data import (
     sample,
     split_of,
 )
+from twinbert.training.texts import TextFile
 
 ROWS = [("red shoes", "a red shoe", 3.0), ("red shoes", "a blue hat", 1.0), ("hat", "a blue hat", 2.0)]
 SCALE = Columns(query="q", document="d", grade="r", lowest=1, highest=3)

@@ -13,14 +13,14 @@ import torch
 import transformers
 
 from twinbert.errors import UnsupportedError, UsageError
-from twinbert.training import losses, recipe, student, synthetic, teacher
+from twinbert.training import initial, losses, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors
+from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs, judged
 from twinbert.training.report import Silent
-from twinbert.training.student import StudentConfig
 from twinbert.training.teacher import TeacherConfig
 
 DATASET = synthetic.dataset(queries=40)
@@ -47,7 +47,7 @@ def config_of(checkpoint: Path) -> StudentConfig:
 
 def test_a_block_has_the_losses_of_its_pairs_one_by_one(checkpoint: Path, scored: Pairs, tmp_path: Path) -> None:
     """Encoded once in chunks, crossed as a block: every loss is that of the pairs scored each by itself."""
-    twin, tokenizer = student.build(config_of(checkpoint), tmp_path, scored, seed=1)
+    twin, tokenizer = initial.build(config_of(checkpoint), tmp_path, scored, seed=1)
     one = student.Student(twin, tokenizer)
     tokens = one.tokenizers["query"].encode(scored.queries), one.tokenizers["document"].encode(scored.documents)
     blocks = Blocks(scored, *tokens, documents=24, group=2, together=8, seed=0)
@@ -84,7 +84,7 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     """At full width, scores start as the checkpoint's own cosines would rank, but for what tanh bends."""
     config = dataclasses.replace(config_of(checkpoint), projection=32)
     started, plain = (
-        student.Student(*student.build(one, tmp_path, scored, seed=1))
+        student.Student(*initial.build(one, tmp_path, scored, seed=1))
         for one in (config, dataclasses.replace(config, projection=None))
     )
     texts = scored.texts()
@@ -153,4 +153,4 @@ def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: P
     with pytest.raises(UnsupportedError, match="makes no cross-encoder of it"):
         teacher.open_checkpoint(tmp_path, max_tokens=24)
     with pytest.raises(UnsupportedError, match="model_type is 'abacus'"):
-        student.check(config_of(tmp_path), [])
+        initial.check(config_of(tmp_path), [])

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import hashlib
 import io
-import json
 import math
 import zipfile
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Literal, cast, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 from twinbert.errors import UsageError
+from twinbert.training.rows import require, rows
+from twinbert.training.texts import TextFile
 
-Format = Literal["tsv", "jsonl", "parquet"]
-_FORMATS: Mapping[str, Format] = {
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
-_PARQUET_ROWS = 4096
 _HOME_DEPOT = ("search_term", "product_title", "relevance")
 
 
@@ -229,9 +216,9 @@ def read_home_depot(path: Path) -> Dataset:
     scale = Columns(query=_HOME_DEPOT[0], document=_HOME_DEPOT[1], grade=_HOME_DEPOT[2], lowest=1, highest=3)
     try:
         with zipfile.ZipFile(path) as archive, archive.open("train.csv") as file:
-            rows = csv.DictReader(io.TextIOWrapper(file, "latin-1", newline=""))
-            _require(path, rows.fieldnames or (), _HOME_DEPOT)
-            numbered = ((number, row) for number, row in enumerate(rows, start=2))
+            table = csv.DictReader(io.TextIOWrapper(file, "latin-1", newline=""))
+            require(path, table.fieldnames or (), _HOME_DEPOT)
+            numbered = ((number, row) for number, row in enumerate(table, start=2))
             return split_by_query([_pair(path, number, row, scale) for number, row in numbered])
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; give the path of the competition's train.csv.zip") from None
@@ -246,7 +233,7 @@ def read_pairs(path: Path, columns: Columns) -> Iterator[Pair]:
         UsageError: see `read_dataset`.
     """
     names = (columns.query, columns.document, columns.grade)
-    return (_pair(path, number, row, columns) for number, row in _rows(path, names))
+    return (_pair(path, number, row, columns) for number, row in rows(path, names))
 
 
 def read_texts(path: Path, column: str) -> Iterator[str]:
@@ -255,63 +242,7 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
     Raises:
         UsageError: the file cannot be read, lacks the column, or has a blank text.
     """
-    return (_text(path, number, row, column) for number, row in _rows(path, (column,)))
-
-
-class TextFile(Sequence[str]):
-    """Texts on disk, in any number: read by position through a memory map, 8 bytes of memory a text.
-
-    Args:
-        path: of the texts, that `write` made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._ends = np.load(_ends_path(path), mmap_mode="r")
-        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-
-    @classmethod
-    def write(cls, path: Path, texts: Iterable[str]) -> TextFile:
-        """Writes a stream of texts; what is there is replaced, and stays whole for those who have it open."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ends, end = array("q"), 0
-        building = path.with_name(f".{path.name}.building")
-        with building.open("wb") as file:
-            for text in texts:
-                content = text.encode()
-                end += len(content)
-                file.write(content)
-                ends.append(end)
-        building_ends = path.with_name(f".{path.name}.ends.npy")
-        np.save(building_ends, np.array(ends, dtype=np.int64))
-        building.rename(path)
-        building_ends.rename(_ends_path(path))
-        return cls(path)
-
-    @property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """Bytes of each text: about as its tokens are many."""
-        sizes: npt.NDArray[np.int64] = np.diff(self._ends, prepend=0)
-        return sizes
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        start = int(self._ends[index - 1]) if index else 0
-        return bytes(self._bytes[start : int(self._ends[index])]).decode()
-
-
-def _ends_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.ends.npy")
+    return (_text(path, number, row, column) for number, row in rows(path, (column,)))
 
 
 def _pair(path: Path, number: int, row: Mapping[str, object], columns: Columns) -> Pair:
@@ -338,89 +269,3 @@ def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> st
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f'{path}:{number}: "{column}" is {text!r}, not a text; mend or remove the row')
     return text
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Line or row numbers from 1, and the values of at least `columns`."""
-    format_ = _FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
-    if format_ is None:
-        raise UsageError(f"{path}: its name tells no format; call it .tsv, .jsonl or .parquet, the first two also .gz")
-    try:
-        if format_ == "parquet":
-            yield from _parquet_rows(path, columns)
-            return
-        with _opened(path) as file:
-            yield from (_tsv_rows if format_ == "tsv" else _jsonl_rows)(path, file, columns)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file") from None
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{path}: cannot be read to its end ({error})") from error
-
-
-def _opened(path: Path) -> IO[bytes]:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    return cast("IO[bytes]", opener(path, "rb"))
-
-
-def _tsv_rows(path: Path, file: IO[bytes], columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Tab-separated under a header, without quoting or escapes."""
-    header: list[str] | None = None
-    for number, line in _lines(path, file):
-        fields = line.split("\t")
-        if header is None:
-            header = fields
-            _require(path, header, columns)
-            continue
-        if len(fields) != len(header):
-            raise UsageError(
-                f"{path}:{number}: has {len(fields)} fields, the header {len(header)}; mend or remove the row"
-            )
-        yield number, dict(zip(header, fields, strict=True))
-
-
-def _jsonl_rows(path: Path, file: IO[bytes], columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
-    for number, line in _lines(path, file):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}:{number}: is not JSON ({error}); mend or remove the line") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}:{number}: is no JSON object; mend or remove the line")
-        _require(path, row, columns)
-        yield number, row
-
-
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            _require(path, file.schema_arrow.names, columns)
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=list(columns)):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pa.ArrowException as error:
-        raise UsageError(f"{path}: is no Parquet file, or a damaged one ({error})") from error
-
-
-def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}:{number}: is not UTF-8 ({error.reason}); save the file as UTF-8") from None
-        if text:
-            yield number, text
-
-
-def _require(path: Path, present: Iterable[str], columns: Sequence[str]) -> None:
-    names = list(present)
-    for column in columns:
-        if column not in names:
-            raise UsageError(
-                f'{path}: there is no column "{column}" among {", ".join(names)}; '
-                "name yours with --query-column, --document-column and --grade-column"
-            )

@@ -27,10 +27,10 @@ from twinbert.model.projection import pca_projection
 from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 from twinbert.training.blocks import chunks
-from twinbert.training.data import TextFile
 from twinbert.training.distillation import embed
 from twinbert.training.loop import Schedule, windows
 from twinbert.training.report import Report
+from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]
 SpaceLoss = Literal["cosine", "mse"]

@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from twinbert.errors import UsageError
+from twinbert.training import initial, student, synthetic, teacher
 from twinbert.training import pairs as pairs_
-from twinbert.training import student, synthetic, teacher
 from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot, sample
+from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import new_accelerator
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run
-from twinbert.training.student import StudentConfig
 from twinbert.training.teacher import TeacherConfig
 
 _T = TypeVar("_T")
@@ -247,7 +247,7 @@ def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
 
 def _check(recipe: Recipe, dataset: Dataset, report: Report) -> None:
     for config in recipe.students.values():
-        student.check(config, dataset.texts())
+        initial.check(config, dataset.texts())
     if any(config.needs_teacher for config in recipe.students.values()):
         teacher.locate(recipe.teacher.checkpoint)
     counts = ", ".join(f"{len(split.pairs):,} {split.name}" for split in (dataset.train, dataset.dev, dataset.test))
