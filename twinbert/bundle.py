@@ -2,8 +2,10 @@
 
     bundle.json               this file's format: what the bundle is, and size and sha256 of every other file
     tokenizer.json            text → token ids
-    query.onnx, document.onnx the towers: input_ids, attention_mask int64 [B, L] → embeddings float32 [B, D]
-    crossing.cosine.onnx      queries [Q, D], documents [N, D] float32, task int64 [N] → scores float32 [N]
+    query.onnx, document.onnx the towers: input_ids int64 [B, L], or [B, L, T] where a word is its trigrams,
+                              attention_mask int64 [B, L] → embeddings float32 [B, D]
+    crossing.cosine.onnx,     queries [Q, D], documents [N, D] float32, task int64 [N] → scores float32 [N]; one or both
+    crossing.residual.onnx
     model.safetensors         the weights to train on from; not needed for serving
 
 Two digests name a bundle. `model` is the sha256 of bundle.json's bytes, and so of everything. `fingerprint` is the
@@ -69,7 +71,7 @@ class Bundle:
         activation: what an embedding passes through last before it is normalised: `tanh` or `none`.
         towers: query and document tower.
         tokenizer: what both towers read.
-        crossings: by name: `cosine`.
+        crossings: by name: `cosine`, `residual`.
         default_crossing: the crossing of requests that name none.
         quality: what export measured: parity with torch, what each stored encoding costs.
         configuration: bundle.json as it was parsed.

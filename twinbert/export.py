@@ -28,10 +28,11 @@ from twinbert import __version__
 from twinbert.bundle import BUNDLE_JSON, FORMAT, TOWERS, Bundle, describe_file, fingerprint, to_json
 from twinbert.errors import ExportError, UsageError
 from twinbert.model.checkpoint import save_weights
+from twinbert.model.config import Calibration, CrossingKind
 from twinbert.model.twin import TwinBert
 from twinbert.quality import encodings, parity, rounded
 from twinbert.runtime import Runtime
-from twinbert.tokenizer import WordPiece
+from twinbert.tokenizer import TriLetter, open_tokenizer_file
 
 PARITY_LIMIT = 1e-4
 OPSET = 20  # the first with Gelu, which ONNX Runtime fuses with the bias before it
@@ -40,32 +41,43 @@ _MAX_PROTOBUF = 2**31 - 2**20  # protobuf's 2 GiB, less what a graph needs besid
 
 
 def export(
-    twin: TwinBert, output: Path, *, tokenizer: Path, source: Mapping[str, str], calibrated: bool = False
+    twin: TwinBert,
+    output: Path,
+    *,
+    tokenizer: Path,
+    source: Mapping[str, str],
+    calibration: Mapping[CrossingKind, Calibration] | None = None,
 ) -> Bundle:
     """Writes a bundle: all of it appears at `output` in one step, or nothing does.
 
     Args:
         twin: the model; left as it is.
         output: the bundle's directory, which must not exist yet.
-        tokenizer: tokenizer.json; the bundle has it without the padding and truncation of its own.
+        tokenizer: tokenizer.json of either kind; WordPiece's becomes the bundle's without padding and truncation.
         source: where the weights came from, in words of the caller's: goes into bundle.json.
-        calibrated: whether the crossing layers were calibrated on labelled data.
+        calibration: of the crossing layers that were calibrated on labelled data. It becomes part of their graphs and
+            of the weights in the bundle: the bundle's model is the calibrated one.
 
     Raises:
-        UsageError: `output` exists.
+        UsageError: `output` exists, or `calibration` names a crossing that the model has not.
         ExportError: the bundle cannot be written, or differs from the model by more than `PARITY_LIMIT`.
         BundleError: the tokenizer cannot be read.
     """
     output = output.absolute()
     if os.path.lexists(output):
         raise UsageError(f"{output}: exists already; remove it or choose another output")
-    _check_vocabulary(twin, tokenizer)
+    calibration = calibration or {}
+    if surplus := sorted(calibration.keys() - set(twin.config.crossings)):
+        raise UsageError(f"calibration: names {surplus[0]}; the model has {', '.join(twin.config.crossings)}")
+    _check_tokenizer(twin, tokenizer)
     twin = copy.deepcopy(twin).cpu().eval()
+    for kind, fitted in calibration.items():
+        twin.crossing(kind).calibrate(fitted)
     building = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         building.mkdir(parents=True)
         _write_files(twin, building, tokenizer)
-        configuration = _configuration(twin, building, source=source, calibrated=calibrated)
+        configuration = _configuration(twin, building, source=source, calibration=calibration)
         # The runtime that measures quality needs a bundle: this one is rewritten once its quality is known.
         (building / BUNDLE_JSON).write_bytes(to_json(configuration))
         configuration["quality"] = _quality(twin, Bundle.open(building, verify=False))
@@ -82,20 +94,30 @@ def export(
     return Bundle.open(output)
 
 
-def _check_vocabulary(twin: TwinBert, tokenizer: Path) -> None:
-    ids = WordPiece(tokenizer, max_tokens=twin.config.document_max_tokens).vocabulary
-    embeddings = min(twin.config.query.vocabulary, twin.config.document.vocabulary)
-    if ids > embeddings:
+def _check_tokenizer(twin: TwinBert, path: Path) -> None:
+    config = twin.config
+    tokenizer = open_tokenizer_file(path, max_tokens=min(config.query_max_tokens, config.document_max_tokens))
+    wanted = "trigrams" if tokenizer.kind == TriLetter.kind else "tokens"
+    if config.document.embedding != wanted:
+        raise ExportError(f"{path}: is of kind {tokenizer.kind}; the towers embed {config.document.embedding}")
+    embeddings = min(config.query.vocabulary, config.document.vocabulary)
+    if tokenizer.vocabulary > embeddings:
         raise ExportError(
-            f"{tokenizer}: has {ids} ids, a tower {embeddings} word embeddings; they are not of one model"
+            f"{path}: has {tokenizer.vocabulary} ids, a tower {embeddings} word embeddings; they are not of one model"
         )
+    if config.document.pooling == "cls" and not tokenizer.starts_with_cls:
+        raise ExportError(f"{path}: starts texts with no [CLS], whose state cls pooling takes; make it with cls=True")
 
 
 def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
-    (directory / "tokenizer.json").write_bytes(_unpadded(tokenizer))
+    trigrams = twin.config.document.embedding == "trigrams"
+    (directory / "tokenizer.json").write_bytes(tokenizer.read_bytes() if trigrams else _unpadded(tokenizer))
     save_weights(twin, directory / "model.safetensors")
-    # Two tensors: the exporter would take one, given twice, for one input.
-    tokens = {name: (torch.ones(2, 3, dtype=torch.int64), "BL") for name in ("input_ids", "attention_mask")}
+    shape = (2, 3, 4) if trigrams else (2, 3)
+    tokens = {
+        "input_ids": (torch.ones(shape, dtype=torch.int64), "BLT"[: len(shape)]),
+        "attention_mask": (torch.ones(shape[:2], dtype=torch.int64), "BL"),
+    }
     document = _to_onnx(twin.document, tokens, "embeddings")
     query = document if twin.config.shared else _to_onnx(twin.query, tokens, "embeddings")
     (directory / "document.onnx").write_bytes(document)
@@ -115,7 +137,7 @@ def _write_files(twin: TwinBert, directory: Path, tokenizer: Path) -> None:
 
 
 def _unpadded(tokenizer: Path) -> bytes:
-    """tokenizer.json without its padding and truncation, in one serialisation.
+    """A WordPiece tokenizer.json without its padding and truncation, in one serialisation.
 
     Whoever reads a bundle, in any language, is to get texts at their real lengths: the towers say how long they may be.
     """
@@ -173,20 +195,22 @@ def _strip(model: onnx.ModelProto) -> None:
         part.ClearField("metadata_props")
 
 
-def _configuration(twin: TwinBert, directory: Path, *, source: Mapping[str, str], calibrated: bool) -> dict[str, Any]:
+def _configuration(
+    twin: TwinBert, directory: Path, *, source: Mapping[str, str], calibration: Mapping[CrossingKind, Calibration]
+) -> dict[str, Any]:
     config, document = twin.config, twin.config.document
     towers = {"query": (config.query, config.query_max_tokens), "document": (document, config.document_max_tokens)}
-    tokenizer = WordPiece(directory / "tokenizer.json", max_tokens=config.document_max_tokens)
+    tokenizer = open_tokenizer_file(directory / "tokenizer.json", max_tokens=config.document_max_tokens)
     files = {path.name: describe_file(path) for path in sorted(directory.iterdir())}
     files["model.safetensors"]["optional"] = True
     return {
         "format": FORMAT,
         "source": dict(source),
         "tokenizer": {
-            "kind": "wordpiece",
+            "kind": tokenizer.kind,
             "file": "tokenizer.json",
             "vocabulary": tokenizer.vocabulary,
-            "lowercase": tokenizer.lowercase,
+            **tokenizer.description,
         },
         "towers": {
             name: {
@@ -203,7 +227,12 @@ def _configuration(twin: TwinBert, directory: Path, *, source: Mapping[str, str]
         "activation": document.activation,
         "dimension": document.dimension,
         "crossings": {
-            kind: {"file": f"crossing.{kind}.onnx", "calibrated": calibrated, **twin.crossing(kind).description()}
+            kind: {
+                "file": f"crossing.{kind}.onnx",
+                "calibrated": kind in calibration,
+                **({"calibration": dataclasses.asdict(calibration[kind])} if kind in calibration else {}),
+                **twin.crossing(kind).description(),
+            }
             for kind in config.crossings
         },
         "default_crossing": config.crossings[0],

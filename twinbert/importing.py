@@ -62,6 +62,16 @@ class _Layout:
     normalisation: Normalisation = "none"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A checkpoint as a TwinBERT: both towers are it, on shared weights."""
+
+    twin: TwinBert
+    tokenizer: Path
+    source: dict[str, str]
+    """Where it came from: for bundle.json."""
+
+
 def import_bundle(source: str | Path, output: Path) -> Bundle:
     """Makes a bundle from a checkpoint.
 
@@ -75,9 +85,15 @@ def import_bundle(source: str | Path, output: Path) -> Bundle:
         UnsupportedError: the checkpoint needs what a TwinBERT has not.
         ExportError: the bundle cannot be written.
     """
+    imported = import_twin(source)
+    return export(imported.twin, output, tokenizer=imported.tokenizer, source=imported.source)
+
+
+def import_twin(source: str | Path) -> Imported:
+    """Reads a checkpoint; arguments and errors as of `import_bundle`."""
     package = PACKAGES.get(str(source))
     if package is not None:
-        directory, origin = _installed(package), {"name": str(source), "package": package.requirement}
+        directory, origin = installed(package), {"name": str(source), "package": package.requirement}
     elif Path(source).is_dir():
         directory = Path(source).absolute()
         origin = {"name": directory.name}
@@ -95,13 +111,19 @@ def import_bundle(source: str | Path, output: Path) -> Bundle:
     digest = describe_file(weights)["sha256"]
     if package is not None and digest != package.sha256:
         raise BundleError(f"{weights}: has sha256 {digest}, not {package.sha256}; install {package.requirement} again")
-    twin = _load(layout, weights)
-    return export(
-        twin, output, tokenizer=layout.encoder / "tokenizer.json", source={**origin, "weights_sha256": digest}
+    return Imported(
+        twin=_load(layout, weights),
+        tokenizer=layout.encoder / "tokenizer.json",
+        source={**origin, "weights_sha256": digest},
     )
 
 
-def _installed(package: Package) -> Path:
+def installed(package: Package) -> Path:
+    """The directory of a package's checkpoint.
+
+    Raises:
+        UsageError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"{package.module} is not installed; run pip install --no-deps {package.requirement}")

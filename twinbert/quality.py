@@ -85,8 +85,9 @@ def encodings(runtime: Runtime) -> dict[str, dict[str, float]]:
 def _embed(twin: TwinBert, runtime: Runtime, name: Tower, texts: list[str]) -> Floats:
     """Embeddings [N, D] by torch, one text at a time, so that no padding is in them."""
     tower = twin.query if name == "query" else twin.document
-    ids = [torch.from_numpy(ids_L)[None] for ids_L in runtime.tokenize(texts, name).ids]
-    embeddings_ND: Floats = torch.cat([tower(ids_1L, torch.ones_like(ids_1L)) for ids_1L in ids]).numpy()
+    tokens = runtime.tokenize(texts, name)
+    alone = (map(torch.from_numpy, tokens.take([text]).padded()) for text in range(len(texts)))
+    embeddings_ND: Floats = torch.cat([tower(*one) for one in alone]).numpy()
     return embeddings_ND
 
 

@@ -89,8 +89,8 @@ class Runtime:
         session = self._tower(tower).session
         embeddings_ND = np.empty((len(tokens), self.bundle.dimension), dtype=np.float32)
         for run in _runs(tokens.lengths):
-            input_ids_BL, attention_mask_BL = _pad([tokens.ids[i] for i in run])
-            feeds = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
+            input_ids, attention_mask_BL = tokens.take(run).padded()
+            feeds = {"input_ids": input_ids, "attention_mask": attention_mask_BL}
             embeddings_ND[run] = session.run(["embeddings"], feeds)[0]
         return embeddings_ND
 
@@ -165,13 +165,3 @@ def _runs(lengths_N: Ints) -> Iterator[Ints]:
         tokens += length
     if len(order_N):
         yield order_N[start:]
-
-
-def _pad(ids: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """input_ids and attention_mask [B, L] of texts, padded to the longest with id 0: what is masked may be any id."""
-    input_ids_BL = np.zeros((len(ids), max(map(len, ids))), dtype=np.int64)
-    attention_mask_BL = np.zeros_like(input_ids_BL)
-    for row, ids_L in enumerate(ids):
-        input_ids_BL[row, : len(ids_L)] = ids_L
-        attention_mask_BL[row, : len(ids_L)] = 1
-    return input_ids_BL, attention_mask_BL

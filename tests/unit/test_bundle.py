@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from twinbert.bundle import BUNDLE_JSON, Bundle, to_json
 from twinbert.errors import BundleError
+from twinbert.model.checkpoint import open_twin
+from twinbert.runtime import Runtime
 
 FILES = ("crossing.cosine.onnx", "document.onnx", "query.onnx", "model.safetensors", "tokenizer.json")
 
@@ -47,6 +51,17 @@ def test_bundle_json_is_canonical(tiny_bundle: Path) -> None:
     content = (tiny_bundle / BUNDLE_JSON).read_bytes()
     assert to_json(json.loads(content)) == content
     assert content.endswith(b"}\n")
+
+
+def test_a_bundle_from_before_trigrams_opens(copy: Path, tiny_bundle: Path) -> None:
+    """A bundle that says nothing of what a token is has WordPiece tokens, the same fingerprint, and its own bytes."""
+    _edit(copy, lambda c: [tower["architecture"].pop("embedding") for tower in c["towers"].values()])
+    opened = Bundle.open(copy)
+    assert opened.fingerprint == Bundle.open(tiny_bundle).fingerprint
+    assert opened.model == hashlib.sha256((copy / BUNDLE_JSON).read_bytes()).hexdigest()
+    assert open_twin(opened).config == open_twin(Bundle.open(tiny_bundle)).config
+    text = ["running shoes"]
+    np.testing.assert_array_equal(Runtime(opened).encode(text), Runtime(Bundle.open(tiny_bundle)).encode(text))
 
 
 @pytest.mark.parametrize("name", FILES)

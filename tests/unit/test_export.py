@@ -119,18 +119,18 @@ class _DriftingCrossing(CosineCrossing):
     """Scores otherwise once it is exported."""
 
     def forward(self, queries_QD: Tensor, documents_ND: Tensor, task_N: Tensor) -> Tensor:
-        """Probabilities, off by 1.04e-4 in the graph."""
+        """Probabilities, off by 1.02e-4 in the graph."""
         scores_N = super().forward(queries_QD, documents_ND, task_N)
-        return scores_N + 1.04e-4 if torch.compiler.is_exporting() else scores_N
+        return scores_N + 1.02e-4 if torch.compiler.is_exporting() else scores_N
 
 
 @pytest.mark.parametrize(
     ("pooling", "crossing", "words"),
     [
         # What would be the limit itself, were it rounded to two digits first.
-        (_DriftingPooling(1.04e-4), CosineCrossing(), r"embeddings of .* by 0\.000104\d*, more than 0\.0001;"),
+        (_DriftingPooling(1.02e-4), CosineCrossing(), r"embeddings of .* by 0\.00010[0-4]\d*, more than 0\.0001;"),
         (_DriftingPooling(math.nan), CosineCrossing(), "embeddings of .* by nan, more"),
-        (ClsPooling(), _DriftingCrossing(), r"scores of .* by 0\.000104\d*, more than 0\.0001;"),
+        (ClsPooling(), _DriftingCrossing(), r"scores of .* by 0\.00010[0-4]\d*, more than 0\.0001;"),
         # Embeddings within the limit, of which a steep crossing makes scores that are not.
         (_DriftingPooling(0.9e-4), CosineCrossing(a=200.0, b=0.0), r"scores of .* by 0\.00\d+, more"),
     ],
@@ -140,9 +140,10 @@ def test_graphs_that_differ_from_their_model_are_refused(
 ) -> None:
     """An embedding or a score off by more than the limit, or not a number, is an error that says by how much."""
     tower = tiny_tower(150, layers=1, pooling="cls")
-    twin = TwinBert(TwinConfig(query=tower, document=tower, shared=True, query_max_tokens=8, document_max_tokens=8))
+    config = TwinConfig(query=tower, document=tower, shared=True, query_max_tokens=8, document_max_tokens=8)
     with torch.random.fork_rng():
-        torch.manual_seed(4)
+        torch.manual_seed(5)
+        twin = TwinBert(config)
         for module in twin.document.modules():  # so that texts lie apart
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.3)

@@ -6,6 +6,7 @@
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
     store       store list | verify | rollback | gc | copy
+    train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
@@ -26,7 +27,7 @@ from typer.main import get_command
 
 from store.errors import StoreError
 from twinbert import __version__
-from twinbert.cli import bundle, scorer, store
+from twinbert.cli import bundle, scorer, store, train
 from twinbert.cli.encoder import encoder
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
@@ -40,6 +41,7 @@ app.command()(serve)
 app.command()(encoder)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(store.app, name="store")
+app.add_typer(train.app, name="train")
 
 # Typer exports one of its usage errors; the parent of that one is the class of them all.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -58,7 +60,21 @@ _EXTRAS = {
         ),
         "serve",
     ),
-    **dict.fromkeys(("onnx", "onnxscript", "safetensors", "torch"), "train"),
+    **dict.fromkeys(
+        (
+            "accelerate",
+            "bm25s",
+            "matplotlib",
+            "onnx",
+            "onnxscript",
+            "safetensors",
+            "scipy",
+            "sklearn",
+            "torch",
+            "transformers",
+        ),
+        "train",
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.fields import Fields, parse_json
-from twinbert.model.config import CrossingKind, Normalisation, Pooling, TowerConfig, TwinConfig
+from twinbert.model.config import CrossingKind, Normalisation, Pooling, ResidualConfig, TowerConfig, TwinConfig
 from twinbert.model.tower import Tower
 from twinbert.model.twin import TwinBert
 
@@ -103,13 +103,37 @@ def bert_config(
         raise BundleError(f"{path}: {error}; {_REMEDY}") from error
 
 
-def load_bert(tower: Tower, path: Path) -> None:
+def load_bert(tower: Tower, path: Path, *, layers: Sequence[int] | None = None) -> None:
     """Fills a tower's encoder from model.safetensors of a Hugging Face BERT; pooling and projection stay as they are.
+
+    So do the embeddings of a tower that embeds trigrams, which a BERT has not.
+
+    Args:
+        tower: what to fill.
+        path: the checkpoint's weights.
+        layers: for each layer of the tower, from the first, the checkpoint's layer that it starts from, counted from
+            0; None: the checkpoint has as many.
 
     Raises:
         BundleError: the file is missing or damaged, or lacks a tensor, or one has another shape.
         UnsupportedError: the file has tensors that a BERT encoder has not.
+        UsageError: `layers` are not as many as the tower's, or name one that the checkpoint has not.
     """
+    if layers is not None and len(layers) != tower.config.layers:
+        raise UsageError(f"layers: {list(layers)} are {len(layers)}; the tower has {tower.config.layers}")
+    state = _bert_state(path)
+    if layers is not None:
+        state = _choose(state, layers, path)
+    untouched = ["pooling.", "projection."]
+    if tower.config.embedding == "trigrams":
+        untouched.append("embeddings.")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("embeddings.")}
+    encoder = {name for name, _ in tower.named_parameters() if not name.startswith(tuple(untouched))}
+    _fill(tower, state, encoder, path)
+
+
+def _bert_state(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names."""
     state: dict[str, Tensor] = {}
     for name, tensor in _read(path).items():
         plain = name.removeprefix("bert.")
@@ -122,8 +146,24 @@ def load_bert(tower: Tower, path: Path) -> None:
         if ours is None:
             raise UnsupportedError(f"{path}: {name} belongs to no BERT encoder; only BERT checkpoints are supported")
         state[ours] = tensor[0] if ours == "embeddings.segment" else tensor
-    encoder = {name for name, _ in tower.named_parameters() if not name.startswith(("pooling.", "projection."))}
-    _fill(tower, state, encoder, path)
+    return state
+
+
+def _choose(state: Mapping[str, Tensor], layers: Sequence[int], path: Path) -> dict[str, Tensor]:
+    """The embeddings, and the layers chosen under their new numbers."""
+    numbers = {int(name.split(".")[1]) for name in state if name.startswith("layers.")}
+    for layer in layers:
+        if layer not in numbers:
+            raise UsageError(f"layers: {layer} is none of {path}, which has 0 to {max(numbers, default=-1)}")
+    chosen = {name: tensor for name, tensor in state.items() if not name.startswith("layers.")}
+    for new, old in enumerate(layers):
+        prefix = f"layers.{old}."
+        chosen |= {
+            f"layers.{new}.{name.removeprefix(prefix)}": tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+    return chosen
 
 
 def load_dense(tower: Tower, path: Path) -> None:
@@ -161,6 +201,7 @@ def open_twin(bundle: Bundle) -> TwinBert:
     stated = bundle.configuration
     query, document = (TowerConfig(**stated["towers"][tower]["architecture"]) for tower in TOWERS)
     kinds = sorted(bundle.crossings, key=lambda kind: kind != bundle.default_crossing)
+    residual = stated["crossings"].get("residual", {}).get("architecture", {})
     twin = TwinBert(
         TwinConfig(
             query=query,
@@ -169,6 +210,7 @@ def open_twin(bundle: Bundle) -> TwinBert:
             document_max_tokens=bundle.max_tokens("document"),
             shared=stated["shared_towers"],
             crossings=tuple(cast(CrossingKind, kind) for kind in kinds),
+            residual=ResidualConfig(**residual),
         )
     )
     load_weights(twin, bundle.file("model.safetensors"))

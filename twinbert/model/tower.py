@@ -1,6 +1,6 @@
 """A tower: a BERT encoder (Devlin et al., arXiv 1810.04805) whose token states are pooled into one embedding.
 
-Shapes: B texts, L tokens, H hidden, A heads, K = H / A, F feed-forward, D dimension.
+Shapes: B texts, L tokens, T trigrams of a token, H hidden, A heads, K = H / A, F feed-forward, D dimension.
 """
 
 from __future__ import annotations
@@ -14,22 +14,45 @@ from torch.nn import functional
 from twinbert.model.config import TowerConfig
 
 
+class TrigramEmbedding(nn.Module):
+    """A word's embedding is the sum of its trigrams'. That of id 0 is zero and stays it: it adds nothing."""
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self, input_ids_BLT: Tensor) -> Tensor:
+        """Embeddings of words."""
+        B, L, T = input_ids_BLT.shape
+        if torch.compiler.is_exporting():  # the bag becomes a loop over words: 25 times slower for 3 words
+            words_BLH: Tensor = functional.embedding(input_ids_BLT, self.weight).sum(2)
+            return words_BLH
+        bags_NT = input_ids_BLT.reshape(B * L, T)
+        return functional.embedding_bag(bags_NT, self.weight, mode="sum", padding_idx=0).view(B, L, -1)  # [B, L, H]
+
+
 class Embeddings(nn.Module):
-    """Word and position embeddings. A text is one segment, so BERT's segment embedding is one vector, added to all."""
+    """Word and position embeddings.
+
+    A text is one segment, so BERT's segment embedding is one vector, added to all; trigrams have none.
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocabulary, config.hidden)
+        trigrams = config.embedding == "trigrams"
+        kind = TrigramEmbedding if trigrams else nn.Embedding
+        self.word = kind(config.vocabulary, config.hidden)
         self.position = nn.Parameter(torch.empty(config.positions, config.hidden))
-        self.segment = nn.Parameter(torch.empty(config.hidden))
+        self.segment = None if trigrams else nn.Parameter(torch.empty(config.hidden))
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids_BL: Tensor) -> Tensor:
-        """First states of tokens."""
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """First states of tokens, whose ids are [B, L], or [B, L, T] of trigrams."""
         # Position and segment are added first: export folds them into one constant.
-        position_LH = (self.position + self.segment)[: input_ids_BL.shape[1]]
-        states_BLH: Tensor = self.dropout(self.norm(self.word(input_ids_BL) + position_LH))
+        position = self.position if self.segment is None else self.position + self.segment
+        position_LH = position[: input_ids.shape[1]]
+        states_BLH: Tensor = self.dropout(self.norm(self.word(input_ids) + position_LH))
         return states_BLH  # [B, L, H]
 
 
@@ -117,26 +140,30 @@ class Tower(nn.Module):
         self.projection = None if config.projection is None else nn.Linear(config.hidden, config.projection)
         self._initialise()
 
-    def states(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+    def states(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """The last layer's states [B, L, H] of tokens; those of padding mean nothing."""
         mask_B11L = _additive(attention_mask_BL)[:, None, None, :]
-        states_BLH: Tensor = self.embeddings(input_ids_BL)
+        states_BLH: Tensor = self.embeddings(input_ids)
         for layer in self.layers:
             states_BLH = layer(states_BLH, mask_B11L)
         return states_BLH  # [B, L, H]
 
-    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+    def pooled(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """One vector [B, H] of each text: its embedding before projection and normalisation."""
+        vector_BH: Tensor = self.pooling(self.states(input_ids, attention_mask_BL), _additive(attention_mask_BL))
+        return vector_BH
+
+    def forward(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Embeddings of texts.
 
         Args:
-            input_ids_BL: int64 token ids, padded at the end.
+            input_ids: int64 [B, L] token ids, padded at the end; [B, L, T] where a token is trigrams, 0 being none.
             attention_mask_BL: int64, 1 for tokens and 0 for padding; every text has a token.
 
         Returns:
             float32 [B, D].
         """
-        states_BLH = self.states(input_ids_BL, attention_mask_BL)
-        vector_BD: Tensor = self.pooling(states_BLH, _additive(attention_mask_BL))
+        vector_BD = self.pooled(input_ids, attention_mask_BL)
         if self.projection is not None:
             vector_BD = torch.tanh(self.projection(vector_BD))
         if self.config.normalisation == "l2":
@@ -146,12 +173,15 @@ class Tower(nn.Module):
     @torch.no_grad()
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Embedding | TrigramEmbedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.embeddings.position, std=0.02)
-        nn.init.normal_(self.embeddings.segment, std=0.02)
+        if self.embeddings.segment is not None:
+            nn.init.normal_(self.embeddings.segment, std=0.02)
+        if isinstance(self.embeddings.word, TrigramEmbedding):
+            nn.init.zeros_(self.embeddings.word.weight[0])
         if isinstance(self.pooling, WeightedPooling):
             nn.init.zeros_(self.pooling.score.weight)
 

@@ -1,6 +1,6 @@
 """TwinBERT: two towers that never see each other's input, and the crossing layers over their embeddings.
 
-Shapes: Q queries, N documents, L tokens.
+Shapes: Q queries, N documents, L tokens, T trigrams of a token where towers read trigrams.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from twinbert.model.config import CrossingKind, TwinConfig
-from twinbert.model.crossing import CROSSINGS, Crossing
+from twinbert.model.crossing import Crossing, make_crossing
 from twinbert.model.tower import Tower
 
 
@@ -24,7 +24,7 @@ class TwinBert(nn.Module):
         self.config = config
         self.query = Tower(config.query)
         self.document = self.query if config.shared else Tower(config.document)
-        self.crossings = nn.ModuleDict({kind: CROSSINGS[kind]() for kind in config.crossings})
+        self.crossings = nn.ModuleDict({kind: make_crossing(kind, config) for kind in config.crossings})
 
     def crossing(self, kind: CrossingKind) -> Crossing:
         """A crossing layer of this model."""
@@ -38,8 +38,8 @@ class TwinBert(nn.Module):
         """Probabilities [N] of documents, each for the query that `task_N` names.
 
         Args:
-            query: input_ids and attention_mask, int64 [Q, L].
-            document: the same of documents, [N, L].
+            query: input_ids, int64 [Q, L] or [Q, L, T], and attention_mask, int64 [Q, L].
+            document: the same of documents.
             task_N: int64, which query each document is a candidate of.
             crossing: which crossing layer.
         """

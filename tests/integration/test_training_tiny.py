@@ -1,0 +1,133 @@
+"""The `tiny` recipe from end to end: teacher, pairs, students, calibration, bundles, refresh, Score."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.servers import COMMAND, refresh, running, write_documents
+from twinbert.bundle import Bundle
+from twinbert.client import ScorerClient, Task
+from twinbert.errors import UsageError
+from twinbert.training import recipe, student, synthetic
+from twinbert.training.recipe import Inputs
+
+pytestmark = pytest.mark.timeout(600)  # two students are trained and exported before the first test
+
+STUDENTS = ("wordpiece", "triletter")
+TINY = recipe.load("tiny")
+
+
+# Threads only wait for each other on matrices this small, and sum in an order of their own.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by the command."""
+    path = tmp_path_factory.mktemp("training") / "run"
+    words = [COMMAND, "train", "run", "--recipe", "tiny", "--output", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name}\t{path / 'students' / name / 'bundle'}" for name in STUDENTS]
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {"data", "progress", "epoch", "calibrated", "done"} <= {event["event"] for event in events}
+    return path
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_configuration_curves_and_metrics(run: Path) -> None:
+    """Every stage has a folder with what was asked for, how it went and a picture; checkpoints are gone."""
+    stages = ["teacher", *(f"students/{name}/distil" for name in STUDENTS), "students/triletter/space"]
+    for stage in stages:
+        assert json.loads((run / stage / "configuration.json").read_text())
+        assert (run / stage / "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert not (run / stage / "checkpoint").exists()
+    timed = [json.loads(line)["stage"] for line in (run / "times.jsonl").read_text().splitlines()]
+    assert timed == ["teacher", "pairs", *STUDENTS]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_learn(name: str, run: Path) -> None:
+    """The loss falls, and the bundle carries both crossings, calibrated, the residual one first."""
+    losses = [line["loss"] for line in metrics(run / "students" / name / "distil") if "loss" in line]
+    assert min(losses[-3:]) < losses[0]
+    bundle = Bundle.open(run / "students" / name / "bundle")
+    assert bundle.default_crossing == "residual"
+    assert all(bundle.crossings[kind].calibrated for kind in ("residual", "cosine"))
+    assert bundle.tokenizer.kind == name
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_is_served(name: str, run: Path, tmp_path: Path) -> None:
+    """A store refreshed with the bundle, asked by Score, gives the probabilities that the student gives in torch."""
+    bundle = run / "students" / name / "bundle"
+    pairs = synthetic.dataset(seed=TINY.seed).test.pairs[:6]
+    documents = {f"d{n}": pair.document for n, pair in enumerate(pairs)}
+    store = tmp_path / "store"
+    refresh(bundle, store, write_documents(tmp_path / "documents.jsonl", documents))
+    texts = [(pairs[0].query, document) for document in documents.values()]
+    with running("serve", bundle, store) as server, ScorerClient(server.address) as client:
+        for kind in ("residual", "cosine"):
+            reply = client.score(Task(pairs[0].query, list(documents)), crossing=kind)
+            expected_N = student.load(bundle).score(texts, kind)
+            np.testing.assert_allclose(reply.results[0].scores, expected_N, atol=1e-4)
+
+
+def test_bundles_load_without_torch(run: Path) -> None:
+    """Both bundles are verified and scored with in an interpreter that has no torch."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np; from twinbert.bundle import Bundle; from twinbert.runtime import Runtime\n"
+        "for path in sys.argv[1:]:\n"
+        "    runtime = Runtime(Bundle.open(path), towers=('query', 'document'))\n"
+        "    q, d = runtime.encode(['bada fimo'], 'query'), runtime.encode(['bada', 'fimo bada'], 'document')\n"
+        "    for kind in ('residual', 'cosine'):\n"
+        "        assert runtime.cross(q, d, np.zeros(2, np.int64), kind).shape == (2,)\n"
+    )
+    bundles = [str(run / "students" / name / "bundle") for name in STUDENTS]
+    done = subprocess.run([sys.executable, "-c", code, *bundles], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_run_resumed_gives_the_same_student(run: Path, tmp_path: Path) -> None:
+    """Killed with SIGKILL in the teacher and in the distillation, the student comes out the same to the bit."""
+    words = [COMMAND, "train", "student", "wordpiece", "--recipe", "tiny", "--output", str(tmp_path / "run")]
+    for stage in ("teacher", "wordpiece distil"):
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                event = json.loads(line)
+                if (event["event"], event.get("stage")) == ("epoch", stage):  # a checkpoint was saved before it
+                    break
+            process.kill()
+            process.stderr.read()
+        assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    weights = [path / "students" / "wordpiece" / "bundle" / "model.safetensors" for path in (run, tmp_path / "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_same_command_again_changes_nothing(run: Path) -> None:
+    """What is finished is not trained again: bundles stay as they are, to the byte."""
+    before = {name: Bundle.open(run / "students" / name / "bundle").model for name in STUDENTS}
+    bundles = recipe.run(TINY, Inputs(), run)
+    assert {name: Bundle.open(path).model for name, path in bundles.items()} == before
+
+
+def test_a_run_of_another_recipe_is_refused(run: Path) -> None:
+    """The folder is left alone, and the message says what differs."""
+    with pytest.raises(UsageError, match=r"recipe.seed is 7 there and 8 here"):
+        recipe.run(recipe.load("tiny", changes={"seed": 8}), Inputs(), run)

@@ -1,0 +1,155 @@
+"""From the folders of runs to a table's rows, and the commands over them. The run is put together, not trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import transformers
+
+from twinbert.cli import evaluate as commands
+from twinbert.cli import main
+from twinbert.errors import UsageError
+from twinbert.training import dssm, parity, recipe, synthetic, systems
+from twinbert.training.data import Dataset
+from twinbert.training.dssm import DssmConfig
+from twinbert.training.evaluation import System
+from twinbert.training.loop import Schedule
+from twinbert.training.report import Silent
+
+
+@pytest.fixture(scope="module")
+def followed() -> recipe.Recipe:
+    """The recipe of tests, of a teacher that learns for one epoch."""
+    tiny = recipe.load("tiny")
+    return dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, schedule=Schedule(epochs=1)))
+
+
+@pytest.fixture(scope="module")
+def dataset(followed: recipe.Recipe) -> Dataset:
+    """Its data."""
+    return recipe.read(followed, recipe.Inputs())
+
+
+@pytest.fixture(scope="module")
+def run(followed: recipe.Recipe, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a checkpoint, a teacher that has learned nothing, and one student."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    synthetic.save_checkpoint(folder / "checkpoint")
+    (folder / "configuration.json").write_text(json.dumps({"recipe": dataclasses.asdict(followed)}))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "checkpoint", num_labels=1)
+    model.save_pretrained(folder / "teacher" / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
+    tokenizer.save_pretrained(folder / "teacher" / "model")
+    shutil.copytree(tiny_bundle, folder / "students" / "wordpiece" / "bundle")
+    return folder
+
+
+def names(rows: list[System]) -> list[str]:
+    """The rows' names, seeds and all."""
+    return [row.name for row in rows]
+
+
+def test_a_runs_recipe_is_read_back(run: Path, followed: recipe.Recipe) -> None:
+    """What configuration.json says is the recipe that was followed, whole."""
+    assert systems.recipe_of(run) == followed
+
+
+def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
+    """Baselines that need no training, the teacher and the student that was trained; nothing for one that was not."""
+    rows = list(systems.systems(dataset, followed, [run]))
+    assert names(rows) == ["random", "BM25", "checkpoint untrained", "teacher", "wordpiece cosine"]
+    pairs = [(pair.query, pair.document) for pair in dataset.test.pairs[:5]]
+    for row in rows:
+        scores = row.score(pairs)
+        assert scores.shape == (5,)
+        assert not row.probabilities or ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_without_runs_there_are_baselines(dataset: Dataset, followed: recipe.Recipe) -> None:
+    """A table can be made before anything is trained."""
+    assert names(list(systems.systems(dataset, followed, []))) == ["random", "BM25"]
+
+
+def test_seeds_of_another_recipe_are_refused(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
+    """Runs share rows only where nothing but the seed differs."""
+    other = dataclasses.replace(followed, seed=99)
+    rows = list(systems.systems(dataset, other, [run, run]))
+    assert names(rows).count("teacher") == 2
+    with pytest.raises(UsageError, match="of another recipe"):
+        list(systems.systems(dataset, recipe.load("tiny"), [run]))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
+    """A folder without configuration.json, and a student that was never trained, are named."""
+    with pytest.raises(UsageError, match="is no folder of `twinbert train run`"):
+        systems.recipe_of(tmp_path)
+    with pytest.raises(UsageError, match="no trained student 'triletter'; it has wordpiece"):
+        systems.bundles_of(run, ["triletter"])
+
+
+def test_first_layers_are_a_checkpoint_of_fewer(run: Path, tmp_path: Path) -> None:
+    """The copy loads with as many layers as asked for, each with the weights that it had."""
+    path = systems.first_layers(run / "checkpoint", 1, tmp_path / "shallow")
+    shallow, whole = (transformers.AutoModel.from_pretrained(one) for one in (path, run / "checkpoint"))
+    assert (len(shallow.encoder.layer), len(whole.encoder.layer)) == (1, 2)
+    for mine, its in zip(shallow.encoder.layer[0].parameters(), whole.encoder.layer[0].parameters(), strict=True):
+        assert mine.equal(its)
+    assert systems.first_layers(run / "checkpoint", 3, tmp_path / "all").joinpath("config.json").exists()
+    assert len(transformers.AutoModel.from_pretrained(tmp_path / "all").encoder.layer) == 2
+
+
+def test_baselines_are_trained_once_and_get_rows(
+    run: Path, dataset: Dataset, followed: recipe.Recipe, tmp_path: Path
+) -> None:
+    """C-DSSM and the shallow cross-encoder are trained on the run's data; the second time they are only loaded."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    network = DssmConfig(convolution=6, dimension=4, distil=Schedule(epochs=1, rate=1e-2))
+    systems.train_baselines(own, dataset, Silent(), network=network)
+    rows = names(list(systems.systems(dataset, followed, [own])))
+    assert rows[3:5] == ["C-DSSM", "3-layer cross-encoder"]
+    weights = (own / "baselines" / "c-dssm" / "weights.safetensors").stat().st_mtime_ns
+    systems.train_baselines(own, dataset, Silent(), network=network)
+    assert (own / "baselines" / "c-dssm" / "weights.safetensors").stat().st_mtime_ns == weights
+    assert dssm.load(own / "baselines" / "c-dssm").twin.config.document.dimension == 4
+
+
+def test_evaluate_writes_and_prints_the_table(
+    run: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train evaluate` measures a run and one more bundle, compares with the teacher, and keeps table and plots."""
+    commands.evaluate([run], bundle=[f"more={tiny_bundle}"], resamples=20, output=tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "quality.md").read_text()
+    content = json.loads((tmp_path / "quality.json").read_text())
+    assert [row["name"] for row in content["rows"]][-2:] == ["wordpiece cosine", "more cosine"]
+    assert {row["right"] for row in content["differences"]} == {"teacher"}
+    assert "teacher: scored in" in printed.err
+    assert (tmp_path / "roc.png").exists()
+
+
+def test_parity_is_written_before_it_fails(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train parity` takes a student through live scorers; above the limit it leaves its report and exits with 2."""
+    monkeypatch.setattr(parity, "LIMIT", 0.0)
+    assert main(["train", "parity", str(run), "--student", "wordpiece", "--split", "dev", "-o", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == f"wordpiece: {(tmp_path / 'parity-wordpiece.md').read_text()}\n"
+    assert printed.err.startswith("twinbert: parity: cosine scores of onnx differ from those of torch by ")
+    content = json.loads((tmp_path / "parity-wordpiece.json").read_text())
+    assert [hop["name"] for hop in content["crossings"]["cosine"]][-2:] == ["stored uint8", "live uint8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({}, "give --recipe"), ({"recipe": "tiny", "bundle": ["nameless"]}, "is not NAME=DIR")],
+)
+def test_commands_say_what_is_missing(options: dict[str, object], complaint: str, tmp_path: Path) -> None:
+    """Neither run nor recipe, and a bundle without a name, are named before anything is scored."""
+    with pytest.raises(UsageError, match=complaint):
+        commands.evaluate(None, output=tmp_path, **options)  # type: ignore[arg-type]

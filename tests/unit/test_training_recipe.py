@@ -1,0 +1,95 @@
+"""Recipes: those of the package are sound, and a wrong one is refused with the place that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twinbert.cli import main
+from twinbert.errors import UsageError
+from twinbert.training import recipe
+from twinbert.training.recipe import Inputs
+
+
+@pytest.mark.parametrize("name", recipe.recipes())
+def test_every_recipe_of_the_package_loads(name: str) -> None:
+    """Each is a valid configuration whose default student carries both crossings, residual to rank with first."""
+    assert all(one.crossings == ("residual", "cosine") for one in recipe.load(name).students.values())
+
+
+def test_a_budget_changes_only_what_it_names() -> None:
+    """The small budget of homedepot trains less; all else is the whole recipe's."""
+    full, small = recipe.load("homedepot", budget="full"), recipe.load("homedepot", budget="small")
+    assert recipe.load("homedepot") == full
+    assert small.teacher.schedule.epochs < full.teacher.schedule.epochs
+    assert small.teacher.schedule.rate == full.teacher.schedule.rate
+    assert small.students.keys() == full.students.keys() - {"triletter-6"}
+    assert (full.sample, small.sample) == (1.0, 0.25)
+    with pytest.raises(UsageError, match="has no budget 'huge'; there are full, small"):
+        recipe.load("homedepot", budget="huge")
+
+
+def test_options_change_the_recipe() -> None:
+    """What the command line says takes the place of the recipe's values."""
+    changed = recipe.load("pairs", changes={"seed": 3, "columns": {"query": "q", "lowest": 1, "highest": 5}})
+    assert (changed.seed, changed.columns.query, changed.columns.highest) == (3, "q", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('source = "moon"\n[students.a]', "source is 'moon'; there are home_depot, files, synthetic"),
+        ('source = "files"', "students is missing"),
+        ('source = "files"\nsample = 0\n[students.a]', "sample is 0.0; it must be above 0"),
+        ('source = "files"\n[students]', "has no student"),
+        ('source = "files"\nsed = 1\n[students.a]', "sed is unknown; there are source, seed"),
+        ('source = "files"\nseed = "x"\n[students.a]', "seed is 'x', which is no int"),
+        ('source = "files"\n[students.a]\nshared = 1', "students.a: shared is 1, which is no bool"),
+        ('source = "files"\n[students.a.distil]\nepochs = 0', "epochs is 0"),
+        ('source = "files"\n[students.a]\ntokenizer = "triletter"', "no checkpoint reads tri-letters"),
+        ('source = "files"\n[students.a.losses]\nsoft_cross_entropy = 0', "weights must be at least 0"),
+        ("source = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    """Unknown keys, wrong types and impossible values are found when it is read."""
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        recipe.load(str(path))
+
+
+def test_a_run_without_its_data_is_refused(tmp_path: Path) -> None:
+    """The data is asked for before anything is made."""
+    with pytest.raises(UsageError, match="needs data: give its path with --data"):
+        recipe.run(recipe.load("pairs"), Inputs(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_students_and_recipes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command says what there is, with exit code 2."""
+    assert main(["train", "student", "giant", "--recipe", "tiny", "-o", str(tmp_path / "run")]) == 2
+    assert "no student 'giant'; there are wordpiece, triletter" in capsys.readouterr().err
+    assert main(["train", "run", "--recipe", "none", "-o", str(tmp_path / "run")]) == 2
+    assert "is no recipe; there are homedepot, pairs, tiny" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_without_a_trigram_are_found_before_training(tmp_path: Path) -> None:
+    """A tri-letter student of the paper's letters refuses texts of other scripts before the teacher is trained."""
+    data = tmp_path / "pairs.tsv"
+    lines = [f"query {n}\t{'東京' if n == 3 else 'text'}\t{n % 2}" for n in range(60)]
+    data.write_text("\n".join(["query\tdocument\tgrade", *lines]))
+    tiny = recipe.load("tiny", changes={"source": "files"})
+    with pytest.raises(UsageError, match="the text '東京' has no letter"):
+        recipe.run(tiny, Inputs(train=data), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_missing_checkpoint_is_found_before_training(tmp_path: Path) -> None:
+    """A student's checkpoint that is not there stops the run before its teacher is trained."""
+    tiny = recipe.load("tiny", changes={"teacher": {"checkpoint": str(tmp_path / "none")}})
+    with pytest.raises(UsageError, match="is no directory, and no known name"):
+        recipe.run(tiny, Inputs(), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()

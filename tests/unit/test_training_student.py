@@ -1,0 +1,156 @@
+"""Students and teachers: how they start, what a step of them does, and that they score pairs as pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from twinbert.errors import UnsupportedError, UsageError
+from twinbert.training import initial, losses, recipe, student, synthetic, teacher
+from twinbert.training.blocks import Blocks
+from twinbert.training.distillation import Distillation, LossWeights
+from twinbert.training.embedding import bi_encoder_vectors
+from twinbert.training.initial import StudentConfig
+from twinbert.training.loop import Schedule
+from twinbert.training.pairs import Pairs, judged
+from twinbert.training.report import Silent
+from twinbert.training.teacher import TeacherConfig
+
+DATASET = synthetic.dataset(queries=40)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic BERT."""
+    path = tmp_path_factory.mktemp("synthetic") / "checkpoint"
+    synthetic.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored() -> Pairs:
+    """The judged pairs, scored by a teacher that knows the grades."""
+    pairs = judged(DATASET)
+    return dataclasses.replace(pairs, teacher_P=(4 * pairs.grade_P - 2).astype(np.float32))
+
+
+def config_of(checkpoint: Path) -> StudentConfig:
+    return dataclasses.replace(recipe.load("tiny").students["wordpiece"], checkpoint=str(checkpoint))
+
+
+def test_a_block_has_the_losses_of_its_pairs_one_by_one(checkpoint: Path, scored: Pairs, tmp_path: Path) -> None:
+    """Encoded once in chunks, crossed as a block: every loss is that of the pairs scored each by itself."""
+    twin, tokenizer = initial.build(config_of(checkpoint), tmp_path, scored, seed=1)
+    one = student.Student(twin, tokenizer)
+    tokens = one.tokenizers["query"].encode(scored.queries), one.tokenizers["document"].encode(scored.documents)
+    blocks = Blocks(scored, *tokens, documents=24, group=2, together=8, seed=0)
+    rows = blocks.batches(0)[0]
+    weights = LossWeights(soft_cross_entropy=1, margin_mse=0.5, listwise_kl=0.25, graded_cross_entropy=2)
+    with torch.no_grad():
+        terms = Distillation(twin.eval(), weights)(**blocks.collate(rows))
+    texts = scored.texts()
+    teacher_P, grade_P = torch.from_numpy(scored.teacher_P[rows]), torch.from_numpy(scored.grade_P[rows])
+    task_P = torch.from_numpy(np.unique(scored.query_P[rows], return_inverse=True)[1])
+    total = 0.0
+    for kind in ("residual", "cosine"):
+        alone_P = torch.cat([torch.from_numpy(one.logits([texts[row]], kind)) for row in rows])
+        expected = {
+            "soft_cross_entropy": losses.soft_cross_entropy(alone_P, teacher_P),
+            "margin_mse": losses.margin_mse(alone_P, teacher_P, task_P),
+            "listwise_kl": losses.listwise_kl(alone_P, teacher_P, task_P),
+            "graded_cross_entropy": losses.graded_cross_entropy(alone_P, grade_P),
+        }
+        for name, value in expected.items():
+            assert terms[f"{kind} {name}"].item() == pytest.approx(value.item(), rel=1e-4)
+            total += getattr(weights, name) * value.item()
+    assert terms["loss"].item() == pytest.approx(total, rel=1e-4)
+
+
+def test_pairs_without_scores_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Losses that need a teacher, and pairs that none has scored: an error before anything is made."""
+    with pytest.raises(UsageError, match="its losses need a teacher"):
+        student.train(config_of(checkpoint), DATASET, judged(DATASET), output=tmp_path / "s", seed=1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored: Pairs, tmp_path: Path) -> None:
+    """At full width, scores start as the checkpoint's own cosines would rank, but for what tanh bends."""
+    config = dataclasses.replace(config_of(checkpoint), projection=32)
+    started, plain = (
+        student.Student(*initial.build(one, tmp_path, scored, seed=1))
+        for one in (config, dataclasses.replace(config, projection=None))
+    )
+    texts = scored.texts()
+    correlation = np.corrcoef(started.logits(texts, "cosine"), plain.logits(texts, "cosine"))[0, 1]
+    assert correlation > 0.95
+
+
+def test_vectors_of_a_bi_encoder_are_made_once(checkpoint: Path, tmp_path: Path) -> None:
+    """A file that a kill has cut short is completed, and equals one made in one go."""
+    texts = [pair.document for pair in DATASET.train.pairs][:20]
+    whole = np.array(bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent()))
+    (file,) = tmp_path.iterdir()
+    with file.open("r+b") as opened:
+        opened.truncate(5 * 32 * 4 + 3)
+    again = bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent())
+    assert whole.shape == (20, 32)
+    np.testing.assert_allclose(again, whole, atol=1e-6)
+
+
+def test_a_teacher_scores_a_pair_alike_alone_and_among_others(checkpoint: Path) -> None:
+    """Sorting by length and padding change nothing, and scores come in the order of the pairs."""
+    scorer = teacher.open_checkpoint(checkpoint, max_tokens=24, batch=4)
+    pairs = [(pair.query, " ".join([pair.document] * (1 + n % 3))) for n, pair in enumerate(DATASET.train.pairs[:30])]
+    alone_N = np.concatenate([scorer.score([pair]) for pair in pairs])
+    np.testing.assert_allclose(scorer.score(pairs), alone_N, atol=1e-5)
+    assert scorer.score([]).shape == (0,)
+
+
+def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Path) -> None:
+    """MPNet, whose layers have relative positions and whose input has no segments, learns, is saved and scores."""
+    path = tmp_path / "mpnet"
+    shutil.copytree(checkpoint, path)
+    sizes = transformers.MPNetConfig(
+        vocab_size=70,
+        pad_token_id=0,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = transformers.MPNetModel(sizes)
+    model.config.save_pretrained(path)
+    safetensors.torch.save_file(model.state_dict(), path / "model.safetensors")
+    config = TeacherConfig(checkpoint=str(path), max_tokens=24, schedule=Schedule(rate=1e-3), pairwise=0.5)
+    trained = teacher.train(config, DATASET.train, DATASET.dev, output=tmp_path / "run", seed=1)
+    pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs]
+    loaded = teacher.load(tmp_path / "run" / "model", max_tokens=24)
+    np.testing.assert_array_equal(trained.score(pairs), loaded.score(pairs))
+    assert trained.digest == loaded.digest
+    assert trained.digest != teacher.load(tmp_path / "run" / "model", max_tokens=20).digest
+
+
+def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Too few positions, no trained head, missing files, an architecture that is none: clear errors."""
+    with pytest.raises(UsageError, match="reads 64 tokens, max_tokens is 65"):
+        teacher.open_checkpoint(checkpoint, max_tokens=65)
+    with pytest.raises(UsageError, match="is no trained teacher"):
+        teacher.load(checkpoint)
+    with pytest.raises(UsageError, match="is no directory"):
+        teacher.locate(str(tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"config.json: is missing"):
+        teacher.locate(str(tmp_path))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "abacus"}')
+    with pytest.raises(UnsupportedError, match="makes no cross-encoder of it"):
+        teacher.open_checkpoint(tmp_path, max_tokens=24)
+    with pytest.raises(UnsupportedError, match="model_type is 'abacus'"):
+        initial.check(config_of(tmp_path), [])

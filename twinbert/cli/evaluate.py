@@ -1,0 +1,159 @@
+"""Commands that measure what was trained: `train baselines`, `train evaluate`, `train parity`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from twinbert.errors import UsageError
+
+if TYPE_CHECKING:
+    from twinbert.training.data import Dataset
+    from twinbert.training.evaluation import System
+    from twinbert.training.recipe import Recipe
+
+DataOption = Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Graded pairs, as for `train run`.")]
+DevOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to calibrate on.")]
+TestOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to measure on.")]
+DocumentsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="More documents, without grades.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME", help="Says what the data is where there is no run.")
+]
+SplitOption = Annotated[Literal["test", "dev"], typer.Option("--split", help="Pairs to measure on.")]
+
+
+def baselines(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is there.")],
+    *,
+    data: DataOption = None,
+    dev: DevOption = None,
+    test: TestOption = None,
+    documents: DocumentsOption = None,
+) -> None:
+    """Train what students are compared with: C-DSSM on the same pairs, and a cross-encoder of 3 layers."""
+    from twinbert.training.report import reporting
+    from twinbert.training.systems import recipe_of, train_baselines
+
+    dataset = _read(recipe_of(run), data, dev, test, documents)
+    with reporting() as report:
+        train_baselines(run, dataset, report)
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]…", help="Folders of runs; several are seeds of one recipe.")
+    ] = None,
+    *,
+    data: DataOption = None,
+    dev: DevOption = None,
+    test: TestOption = None,
+    documents: DocumentsOption = None,
+    recipe: RecipeOption = None,
+    split: SplitOption = "test",
+    bundle: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="One more bundle, as rows of that name.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="Row that every other is compared with, paired.")
+    ] = None,
+    corpus: Annotated[
+        Literal["split", "all", "none"],
+        typer.Option(help="What recall is measured over: the split's documents, all, or not at all."),
+    ] = "split",
+    resamples: Annotated[int, typer.Option(metavar="N", min=2, help="Resamples of the bootstrap.")] = 1000,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where tables and plots go.")],
+) -> None:
+    """Measure everything that runs have trained, and the baselines, on human grades: a table, JSON and plots."""
+    from twinbert.training import evaluation
+    from twinbert.training.systems import TEACHER, of_bundle, systems
+
+    more = list(map(_named, bundle or []))
+    followed = _recipe(recipe, runs or [])
+    dataset = _read(followed, data, dev, test, documents)
+    rows = list(systems(dataset, followed, runs or []))
+    for name, directory in more:
+        rows += of_bundle(name, directory)
+    pairs = dataset.dev if split == "dev" else dataset.test
+    corpora = {"all": dataset.corpus(), "split": list(dict.fromkeys(pair.document for pair in pairs.pairs)), "none": []}
+    table = evaluation.evaluate(
+        rows,
+        pairs,
+        teacher=TEACHER if runs else None,
+        against=against or ([TEACHER] if runs else []),
+        corpus=corpora[corpus],
+        resamples=resamples,
+        scored=_say,
+    )
+    evaluation.save(table, output)
+    typer.echo(table.to_markdown(), nl=False)
+
+
+def parity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a bundle.")],
+    *,
+    data: DataOption = None,
+    dev: DevOption = None,
+    test: TestOption = None,
+    documents: DocumentsOption = None,
+    recipe: RecipeOption = None,
+    split: SplitOption = "test",
+    student: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Student of the run; by default every one.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the reports go.")],
+) -> None:
+    """Measure what is lost from the teacher over torch, ONNX and the stored encodings to a live Score request.
+
+    Fails where scores that are not rounded differ by more than 1e-4.
+    """
+    from twinbert.bundle import BUNDLE_JSON
+    from twinbert.training import parity as report
+    from twinbert.training.systems import bundles_of, teacher_of
+
+    alone = (run / BUNDLE_JSON).exists()
+    dataset = _read(_recipe(recipe, [] if alone else [run]), data, dev, test, documents)
+    bundles = {run.name: run} if alone else bundles_of(run, student)
+    scorer = None if alone else teacher_of(run)
+    output.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, path in bundles.items():
+        with tempfile.TemporaryDirectory() as folder:
+            pairs = dataset.dev if split == "dev" else dataset.test
+            found[name] = report.parity(path, pairs, folder=Path(folder), teacher=scorer)
+        (output / f"parity-{name}.json").write_text(found[name].to_json(), encoding="utf-8")
+        (output / f"parity-{name}.md").write_text(found[name].to_markdown(), encoding="utf-8")
+        typer.echo(f"{name}: {found[name].to_markdown()}")
+    for one in found.values():
+        one.check()
+
+
+def _recipe(name: str | None, runs: list[Path]) -> Recipe:
+    from twinbert.training import recipe as recipes
+    from twinbert.training.systems import recipe_of
+
+    if runs:
+        return recipe_of(runs[0])
+    if name is None:
+        raise UsageError("without the folder of a run nothing says what the data is; give --recipe, e.g. pairs")
+    return recipes.load(name)
+
+
+def _read(followed: Recipe, data: Path | None, dev: Path | None, test: Path | None, documents: Path | None) -> Dataset:
+    from twinbert.training import recipe as recipes
+
+    return recipes.read(followed, recipes.Inputs(train=data, dev=dev, test=test, documents=documents))
+
+
+def _named(option: str) -> tuple[str, Path]:
+    name, equals, directory = option.partition("=")
+    if not (name and equals and directory):
+        raise UsageError(f"--bundle {option}: is not NAME=DIR; give a name for the row and the bundle's directory")
+    return name, Path(directory)
+
+
+def _say(system: System, seconds: float) -> None:
+    sys.stderr.write(f"{system.name}: scored in {seconds:,.1f} s\n")

@@ -1,0 +1,318 @@
+"""A recipe: a TOML file that says, from data to bundles, what is trained and how; and the run that follows it.
+
+    RUN/configuration.json          the recipe as it was run, and the digest of the data
+    RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
+    RUN/scores/<teacher>.scores     what it said of each pair
+    RUN/texts/                      unlabelled texts
+    RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
+    RUN/students/<name>/            runs of its stages; RUN/students/<name>/bundle is it
+    RUN/times.jsonl                 how long each stage took, in the order in which they ended
+
+A stage whose result is there is not run again, and one that was killed goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import time
+import tomllib
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from twinbert.errors import UsageError
+from twinbert.training import initial, student, synthetic, teacher
+from twinbert.training import pairs as pairs_
+from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot, sample
+from twinbert.training.initial import StudentConfig
+from twinbert.training.loop import new_accelerator
+from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
+from twinbert.training.report import Report, Silent
+from twinbert.training.runs import Run
+from twinbert.training.teacher import TeacherConfig
+
+_T = TypeVar("_T")
+FULL = "full"
+Source = Literal["home_depot", "files", "synthetic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is trained on what.
+
+    Raises:
+        UsageError: there is no student.
+    """
+
+    source: Source
+    """What `--data` is: the Home Depot zip, graded pairs in files, or nothing, since it is made in code."""
+    seed: int = 2002
+    """Of everything random."""
+    columns: Columns = field(default_factory=Columns)
+    """Of files."""
+    sample: float = 1.0
+    """Share of the training queries to learn from."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The cross-encoder."""
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    """What it is asked."""
+    students: Mapping[str, StudentConfig]
+    """By name; those whose losses need no teacher learn from the judged pairs alone."""
+
+    def __post_init__(self) -> None:
+        if not self.students:
+            raise UsageError("recipe: has no student; give at least one table [students.NAME]")
+        if not 0 < self.sample <= 1:
+            raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where the data is; see `twinbert.training.data`."""
+
+    train: Path | None = None
+    dev: Path | None = None
+    test: Path | None = None
+    queries: Path | None = None
+    documents: Path | None = None
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = importlib.resources.files("twinbert.training") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load(name: str, *, budget: str | None = FULL, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        name: of one that comes with the package, or the path of a TOML file.
+        budget: one of its tables [budgets.NAME], whose values take the place of others, and where `false` stands in the
+            place of a table there is none; None or `full`: the recipe as it is.
+        changes: values that take the place of others, nested as the recipe's tables are.
+
+    Raises:
+        UsageError: there is no such recipe or budget, or it says what makes no sense.
+    """
+    own = importlib.resources.files("twinbert.training") / "recipes" / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else own
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{name}: is no recipe; there are {', '.join(recipes())}, or give a .toml file") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot be read as TOML ({error})") from error
+    budgets = table.pop("budgets", {})
+    budget = budget or FULL
+    if budget not in (FULL, *budgets):
+        raise UsageError(f"{name}: has no budget {budget!r}; there are {', '.join([FULL, *budgets])}")
+    for override in (budgets.get(budget, {}), changes or {}):
+        table = _merged(table, override)
+    return build(Recipe, table, name)
+
+
+def build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
+    """A configuration from a TOML table, its own tables first; `where` is what complaints begin with.
+
+    Raises:
+        UsageError: the table has a key that the configuration has not, lacks one, or has a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    for name in table:
+        if name not in hints:
+            raise UsageError(f"{where}: {name} is unknown; there are {', '.join(hints)}")
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # configurations are dataclasses
+    for one in fields:
+        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        if required and one.name not in table:
+            raise UsageError(f"{where}: {one.name} is missing")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in table.items()})
+
+
+def run(
+    recipe: Recipe,
+    inputs: Inputs,
+    output: Path,
+    *,
+    students: Collection[str] | None = None,
+    report: Report | None = None,
+) -> dict[str, Path]:
+    """Follows a recipe from the beginning, or from where it was left.
+
+    Args:
+        recipe: what is trained.
+        inputs: where the data is.
+        output: the run's folder.
+        students: which to train; of none, only the teacher is made; None: all.
+        report: what is told.
+
+    Returns:
+        The bundles by student.
+
+    Raises:
+        UsageError: the data or a checkpoint cannot be used, which is found out before anything is trained; or `output`
+            holds another run.
+    """
+    report = report or Silent()
+    chosen = _chosen(recipe, students)
+    accelerator = new_accelerator()
+    main = accelerator.is_main_process
+    dataset = _read_pairs(recipe, inputs)
+    digest = teacher.digest_of(dataset.train, dataset.dev, dataset.test)
+    # The folder is claimed before anything is put in it.
+    Run(output, {"recipe": dataclasses.asdict(recipe), "data": digest}, writes=main)
+    with accelerator.main_process_first():
+        dataset = _with_texts(dataset, recipe, inputs, output / "texts")
+        recipe = _with_checkpoint(recipe, output, writes=main)
+    _check(recipe, dataset, report)
+    scored: Pairs | None = None
+    if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
+        with _timed(output, "teacher", report, writes=main):
+            scorer = train_teacher(recipe, dataset, output / "teacher", report)
+        if not chosen:
+            return {}
+        with _timed(output, "pairs", report, writes=main), accelerator.main_process_first():
+            scored = score_pairs(recipe, dataset, scorer, output / "scores", report)
+        del scorer
+    judged = pairs_.judged(dataset)
+    bundles = {}
+    for name in chosen:
+        config, folder = recipe.students[name], output / "students" / name
+        with _timed(output, name, report, writes=main):
+            student.train(
+                config,
+                dataset,
+                scored if config.needs_teacher and scored is not None else judged,
+                output=folder,
+                seed=recipe.seed,
+                vectors=output / "vectors",
+                report=report,
+            )
+        bundles[name] = folder / "bundle"
+    return bundles
+
+
+def read(recipe: Recipe, inputs: Inputs) -> Dataset:
+    """The data of a recipe, all of it in memory.
+
+    Raises:
+        UsageError: it is not there, or is no such data.
+    """
+    return _with_texts(_read_pairs(recipe, inputs), recipe, inputs, None)
+
+
+def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
+    if recipe.source == "synthetic":
+        dataset = synthetic.dataset(seed=recipe.seed)
+    elif inputs.train is None:
+        raise UsageError("this recipe needs data: give its path with --data")
+    elif recipe.source == "home_depot":
+        dataset = read_home_depot(inputs.train)
+    else:
+        dataset = read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
+    return dataset if recipe.sample == 1 else sample(dataset, recipe.sample)
+
+
+def _with_texts(dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path | None) -> Dataset:
+    return add_unlabelled(
+        dataset, columns=recipe.columns, queries=inputs.queries, documents=inputs.documents, folder=folder
+    )
+
+
+def train_teacher(recipe: Recipe, dataset: Dataset, output: Path, report: Report) -> teacher.Teacher:
+    """The recipe's teacher; one that is there is loaded."""
+    return teacher.train(recipe.teacher, dataset.train, dataset.dev, output=output, seed=recipe.seed, report=report)
+
+
+def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Teacher, scores: Path, report: Report) -> Pairs:
+    """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
+    chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
+    with ScoreCache(scores, scorer.digest) as cache:
+        return pairs_.score(chosen, scorer.score, cache, report)
+
+
+def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
+    for name in students or ():
+        if name not in recipe.students:
+            raise UsageError(f"the recipe has no student {name!r}; there are {', '.join(recipe.students)}")
+    return [name for name in recipe.students if students is None or name in students]
+
+
+def _check(recipe: Recipe, dataset: Dataset, report: Report) -> None:
+    for config in recipe.students.values():
+        initial.check(config, dataset.texts())
+    if any(config.needs_teacher for config in recipe.students.values()):
+        teacher.locate(recipe.teacher.checkpoint)
+    counts = ", ".join(f"{len(split.pairs):,} {split.name}" for split in (dataset.train, dataset.dev, dataset.test))
+    texts = sum(1 for _ in dataset.texts())
+    report.event("data", f"pairs: {counts}; {texts:,} texts to learn from", texts=texts)
+
+
+def _with_checkpoint(recipe: Recipe, output: Path, *, writes: bool) -> Recipe:
+    """The recipe with the synthetic checkpoint made, where it names that."""
+    path = output / "checkpoint"
+    if recipe.teacher.checkpoint != synthetic.NAME:
+        return recipe
+    if writes and not (path / "model.safetensors").exists():
+        synthetic.save_checkpoint(path, seed=recipe.seed)
+
+    def settled(config: StudentConfig) -> StudentConfig:
+        space = None if config.space is None else dataclasses.replace(config.space, teacher=str(path))
+        return dataclasses.replace(config, checkpoint=str(path), space=space)
+
+    return dataclasses.replace(
+        recipe,
+        teacher=dataclasses.replace(recipe.teacher, checkpoint=str(path)),
+        students={name: settled(config) for name, config in recipe.students.items()},
+    )
+
+
+@contextmanager
+def _timed(output: Path, stage: str, report: Report, *, writes: bool) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds = round(time.monotonic() - began, 1)
+    report.event("done", f"{stage}: done in {seconds:,.0f} s", stage=stage, seconds=seconds)
+    if writes:
+        with (output / "times.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "seconds": seconds}) + "\n")
+
+
+def _merged(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for name, value in override.items():
+        if value is False and isinstance(table.get(name), Mapping):
+            del merged[name]
+            continue
+        both = isinstance(value, Mapping) and isinstance(table.get(name), Mapping)
+        merged[name] = _merged(table[name], value) if both else value
+    return merged
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401, PLR0911 - what TOML can say, kind by kind
+    """A TOML value as a field of type `hint`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # X | None: TOML has no null
+        return _value(next(one for one in arguments if one is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build(hint, value, where)  # type: ignore[arg-type]  # it is a class
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UsageError(f"{where} is {value!r}; there are {', '.join(map(str, arguments))}")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], one, where) for one in value)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {name: _value(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
+        return value
+    raise UsageError(f"{where} is {value!r}, which is no {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,189 @@
+"""A run's folder: what was asked for, how it went, and what a killed run goes on from.
+
+    configuration.json      what was asked for; a folder of another configuration is refused
+    metrics.jsonl           a line for every few steps and for every epoch, in order of `step`
+    curves.png              the same as curves
+    checkpoint/             the latest one: state.safetensors and state.json; replaced in one step
+
+The result of a run stands beside it, under a name of the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from store.files import sync_directory, sync_file
+from twinbert.errors import UsageError
+
+_CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and how far training was."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+class Run:
+    """The folder of one training run.
+
+    Args:
+        path: the folder; it is made where there is none.
+        configuration: JSON of what shapes the result: equal configurations give equal results.
+        writes: whether this process is the one of several that writes.
+
+    Raises:
+        UsageError: the folder holds something else, or a run of another configuration.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path = path
+        self._writes = writes
+        self._metrics = path / "metrics.jsonl"
+        # As it will be read back: tuples become lists.
+        self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
+        self._claim()
+
+    def _claim(self) -> None:
+        file = self.path / "configuration.json"
+        if file.exists():
+            try:
+                found = json.loads(file.read_bytes())
+            except ValueError as error:
+                raise UsageError(f"{file}: is damaged ({error}); remove the folder {self.path}") from error
+            if found != self.configuration:
+                differing = ", ".join(_differences(found, self.configuration))
+                raise UsageError(
+                    f"{self.path}: holds a run of another configuration ({differing}); "
+                    "give another folder with --output, or remove this one"
+                )
+        elif not self._writes:
+            return
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UsageError(f"{self.path}: is no folder of a run, and not empty; give another one with --output")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_text(file, json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
+
+    def log(self, **metrics: Any) -> None:  # noqa: ANN401 - what JSON can say
+        """Adds a line to metrics.jsonl; values that are no number are left out."""
+        if not self._writes:
+            return
+        finite = {
+            name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)
+        }
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a kill has cut short ends them."""
+        lines: list[dict[str, Any]] = []
+        if self._metrics.exists():
+            for line in self._metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:
+                    break
+        return lines
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replaces the checkpoint. Killed at any point, the folder has the old one or the new."""
+        if not self._writes:
+            return
+        building, current, old = (self.path / f"{_CHECKPOINT}{suffix}" for suffix in (".building", "", ".old"))
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        (building / "state.safetensors").write_bytes(safetensors.torch.save(checkpoint.tensors))
+        (building / "state.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
+        for file in building.iterdir():
+            sync_file(file)
+        sync_directory(building)
+        shutil.rmtree(old, ignore_errors=True)
+        if current.exists():
+            current.rename(old)
+        building.rename(current)
+        sync_directory(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint to go on from; metrics written after it are forgotten, since they come again.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        path = next((p for p in (self.path / _CHECKPOINT, self.path / f"{_CHECKPOINT}.old") if p.exists()), None)
+        progress: dict[str, Any] = {"step": 0}
+        tensors: dict[str, Tensor] = {}
+        if path is not None:
+            try:
+                progress = json.loads((path / "state.json").read_bytes())
+                tensors = safetensors.torch.load_file(path / "state.safetensors")
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
+                raise UsageError(f"{path}: is damaged ({error}); remove it to begin anew") from error
+        if self._writes:
+            kept = [line for line in self.metrics() if line.get("step", 0) <= progress["step"]]
+            replace_text(self._metrics, "".join(json.dumps(line) + "\n" for line in kept if path is not None))
+        return None if path is None else Checkpoint(tensors, progress)
+
+    def drop_checkpoint(self) -> None:
+        """Frees its space once the result stands elsewhere."""
+        if self._writes:
+            for suffix in ("", ".old", ".building"):
+                shutil.rmtree(self.path / f"{_CHECKPOINT}{suffix}", ignore_errors=True)
+
+    def draw(self) -> None:
+        """Draws metrics.jsonl as curves.png, a panel for each metric."""
+        lines = [line for line in self.metrics() if "step" in line]
+        names = list(dict.fromkeys(name for line in lines for name in line if name not in ("step", "epoch", "seconds")))
+        if not self._writes or not names:
+            return
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        columns = min(3, len(names))
+        rows = -(-len(names) // columns)
+        figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, linewidth=1)
+            axes.set_title(name)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+        for axes in figure.axes[len(names) :]:
+            axes.remove()
+        building = self.path / "curves.building.png"
+        figure.savefig(building, dpi=110)
+        building.replace(self.path / "curves.png")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees all of it or what was there before."""
+    building = path.with_name(f".{path.name}.building")
+    building.write_text(text, encoding="utf-8")
+    sync_file(building)
+    building.replace(path)
+    sync_directory(path.parent)
+
+
+def _differences(found: object, wanted: object, where: str = "") -> list[str]:
+    """Where two configurations differ, as dotted names with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return [
+            difference
+            for name in sorted(found.keys() | wanted.keys())
+            for difference in _differences(found.get(name), wanted.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    return [] if found == wanted else [f"{where} is {found!r} there and {wanted!r} here"]

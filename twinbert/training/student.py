@@ -1,0 +1,274 @@
+"""The student: a TwinBERT that learns to score as its teacher does, from blocks of pairs, and how it is run afterwards.
+
+Shapes: N pairs or texts, Q queries, M documents, D dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from twinbert.bundle import Bundle
+from twinbert.bundle import Tower as TowerName
+from twinbert.errors import UsageError
+from twinbert.export import export
+from twinbert.model.checkpoint import load_weights, open_twin, save_weights
+from twinbert.model.config import CrossingKind
+from twinbert.model.twin import TwinBert
+from twinbert.tokenizer import Tokenizer, open_tokenizer_file
+from twinbert.training import calibration
+from twinbert.training.blocks import Blocks
+from twinbert.training.data import Dataset, Split
+from twinbert.training.distillation import Distillation, embed
+from twinbert.training.embedding import (
+    Lessons,
+    SpaceLearner,
+    bi_encoder_vectors,
+    chunks_on,
+    map_from,
+)
+from twinbert.training.initial import StudentConfig, build
+from twinbert.training.loop import Task, fit, new_accelerator
+from twinbert.training.metrics import evaluate
+from twinbert.training.pairs import Pairs
+from twinbert.training.report import Report, Silent
+from twinbert.training.runs import Run
+from twinbert.training.teacher import WATCHED, digest_of
+from twinbert.training.texts import TextFile
+
+Floats = npt.NDArray[np.float32]
+
+_SAMPLE = 4096  # texts from whose vectors a projection starts
+_EMBEDDED_AT_ONCE = 4096
+
+
+class Student:
+    """A TwinBERT with its tokenizers, in torch.
+
+    Args:
+        twin: the model.
+        tokenizer: its tokenizer.json.
+    """
+
+    def __init__(self, twin: TwinBert, tokenizer: Path) -> None:
+        self.twin, self.tokenizer = twin, tokenizer
+        self.tokenizers: dict[TowerName, Tokenizer] = {
+            "query": open_tokenizer_file(tokenizer, max_tokens=twin.config.query_max_tokens),
+            "document": open_tokenizer_file(tokenizer, max_tokens=twin.config.document_max_tokens),
+        }
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], tower: TowerName) -> Floats:
+        """Embeddings float32 [N, D]."""
+        self.twin.eval()
+        device = next(self.twin.parameters()).device
+        module = self.twin.query if tower == "query" else self.twin.document
+        parts = [np.empty((0, self.twin.config.document.dimension), np.float32)]
+        for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
+            tokens = self.tokenizers[tower].encode(texts[start : start + _EMBEDDED_AT_ONCE])
+            parts.append(embed(module, chunks_on(device, tokens)).cpu().numpy())
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def logits(self, pairs: Sequence[tuple[str, str]], kind: CrossingKind | None = None) -> Floats:
+        """Logits float32 [N] of (query, document) pairs by a crossing, by default the first; a text is encoded once."""
+        queries = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
+        documents = {text: number for number, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+        device = next(self.twin.parameters()).device
+        queries_QD = torch.from_numpy(self.embed(list(queries), "query")).to(device)
+        documents_MD = torch.from_numpy(self.embed(list(documents), "document")).to(device)
+        task_N = torch.tensor([queries[query] for query, _ in pairs], device=device)
+        document_N = torch.tensor([documents[text] for _, text in pairs], device=device)
+        crossing = self.twin.crossing(kind or self.twin.config.crossings[0])
+        logits_N: Floats = crossing.logits(queries_QD, documents_MD[document_N], task_N).float().cpu().numpy()
+        return logits_N
+
+    def score(self, pairs: Sequence[tuple[str, str]], kind: CrossingKind | None = None) -> Floats:
+        """Probabilities, likewise."""
+        return torch.sigmoid(torch.from_numpy(self.logits(pairs, kind))).numpy()
+
+
+def load(path: Path) -> Student:
+    """A student from its bundle, on a GPU where there is one.
+
+    Raises:
+        BundleError: there is no bundle, or it comes without model.safetensors.
+    """
+    bundle = Bundle.open(path)
+    twin = open_twin(bundle).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Student(twin, bundle.file(bundle.tokenizer.file))
+
+
+def train(
+    config: StudentConfig,
+    dataset: Dataset,
+    pairs: Pairs,
+    *,
+    output: Path,
+    seed: int,
+    vectors: Path | None = None,
+    report: Report | None = None,
+) -> Student:
+    """Trains a student, calibrates it on dev and exports its bundle.
+
+    Args:
+        config: the student.
+        dataset: dev is measured after each epoch and calibrates; nothing else of it is used but unlabelled texts.
+        pairs: what is distilled, scored by the teacher where a loss needs it.
+        output: folder: `space` and `distil` are the stages' runs, `bundle` is the result; one that is there is loaded.
+        seed: of everything random.
+        vectors: folder of a bi-encoder's vectors, which students can share; by default one in `output`.
+        report: what is told.
+
+    Raises:
+        UsageError: `output` holds another run, or the pairs lack scores.
+    """
+    report = report or Silent()
+    if config.needs_teacher and np.isnan(pairs.teacher_P).any():
+        raise UsageError("student: its losses need a teacher, and there are pairs that none has scored")
+    accelerator = new_accelerator()
+    main = accelerator.is_main_process
+    described = {"student": dataclasses.asdict(config), "seed": seed}
+    inputs = {"pairs": _digest(pairs), "dev": digest_of(dataset.dev)}
+    run = Run(output / "distil", {**described, **inputs}, writes=main)
+    if not (output / "bundle").exists():
+        torch.manual_seed(seed)
+        with accelerator.main_process_first():
+            twin, tokenizer = build(config, output, pairs, seed)
+        student = Student(twin.to(accelerator.device), tokenizer)
+        if config.space is not None:
+            first = Run(output / "space", {**described, "train": digest_of(dataset.train), **inputs}, writes=main)
+            folder = vectors or output / "vectors"
+            _learn_space(config, student, dataset, folder, run=first, seed=seed, report=report, accelerator=accelerator)
+        _start_crossings(student, pairs)
+        blocks = Blocks(
+            pairs,
+            student.tokenizers["query"].encode(pairs.queries),
+            student.tokenizers["document"].encode(pairs.documents),
+            documents=config.documents,
+            group=config.group,
+            together=config.together,
+            seed=seed,
+        )
+        task = Task(
+            name=f"{output.name} distil",
+            module=Distillation(twin, config.losses),
+            batches=blocks.batches,
+            collate=blocks.collate,
+            validate=lambda: _measure(student, dataset.dev),
+        )
+        fit(task, config.distil, run=run, seed=seed, report=report, accelerator=accelerator)
+        if main:
+            _export(student, dataset.dev, output / "bundle", run, report)
+            run.drop_checkpoint()
+        accelerator.wait_for_everyone()
+    return load(output / "bundle")
+
+
+def _learn_space(
+    config: StudentConfig,
+    student: Student,
+    dataset: Dataset,
+    vectors: Path,
+    *,
+    run: Run,
+    seed: int,
+    report: Report,
+    accelerator: accelerate.Accelerator,
+) -> None:
+    """Stage one: the document tower learns from every text, and the query tower starts as it."""
+    assert config.space is not None
+    twin, done = student.twin, run.path / "twin.safetensors"
+    if not done.exists():
+        main = accelerator.is_main_process
+        texts_path = run.path / "texts"
+        with accelerator.main_process_first():
+            texts = TextFile.write(texts_path, dataset.texts()) if main else TextFile(texts_path)
+            vectors_NH = bi_encoder_vectors(config.space.teacher, texts, vectors, report, writes=main)
+        sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE])
+        back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
+        lessons = Lessons(
+            texts,
+            student.tokenizers["document"],
+            vectors_NH,
+            batch=config.space.batch,
+            together=config.together,
+            seed=seed,
+        )
+
+        def measure() -> dict[str, float]:
+            twin.query.load_state_dict(twin.document.state_dict())
+            return _measure(student, dataset.dev)
+
+        task = Task(
+            name=f"{run.path.parent.name} space",
+            module=SpaceLearner(twin.document, back, config.space.loss),
+            batches=lessons.batches,
+            collate=lessons.collate,
+            validate=measure,
+        )
+        fit(task, config.space.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
+        if main:
+            twin.query.load_state_dict(twin.document.state_dict())
+            building = done.with_suffix(".building")
+            save_weights(twin, building)
+            building.rename(done)
+            run.drop_checkpoint()
+        accelerator.wait_for_everyone()
+    load_weights(twin, done)
+
+
+def _start_crossings(student: Student, pairs: Pairs) -> None:
+    """Starts every crossing at the scale and offset that fit its targets best: steps would be lost on reaching them."""
+    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _SAMPLE)).astype(np.int64)
+    logits_N = pairs.teacher_P[rows].astype(np.float64)
+    targets_N = np.where(np.isnan(logits_N), pairs.grade_P[rows], 1 / (1 + np.exp(-logits_N)))
+    texts = [(pairs.queries[pairs.query_P[row]], pairs.documents[pairs.document_P[row]]) for row in rows]
+    for kind in student.twin.config.crossings:
+        fitted = calibration.fit(student.logits(texts, kind), targets_N)
+        student.twin.crossing(kind).calibrate(fitted.calibration)
+
+
+def _measure(student: Student, dev: Split) -> dict[str, float]:
+    """What is watched while training."""
+    texts = [(pair.query, pair.document) for pair in dev.pairs]
+    measured: dict[str, float] = {}
+    for kind in student.twin.config.crossings:
+        report = evaluate(student.score(texts, kind), dev.pairs)
+        measured |= {f"{kind} {name}": report[name] for name in WATCHED}
+    return measured
+
+
+def _export(student: Student, dev: Split, output: Path, run: Run, report: Report) -> None:
+    texts = [(pair.query, pair.document) for pair in dev.pairs]
+    grades_N = np.array([pair.grade for pair in dev.pairs])
+    fitted = {kind: calibration.fit(student.logits(texts, kind), grades_N) for kind in student.twin.config.crossings}
+    for kind, one in fitted.items():
+        report.event(
+            "calibrated",
+            f"{kind}: calibration error {one.error_before:.4f}, {one.error_after:.4f} calibrated",
+            crossing=kind,
+            **dataclasses.asdict(one),
+        )
+        run.log(crossing=kind, **dataclasses.asdict(one))
+    export(
+        student.twin,
+        output,
+        tokenizer=student.tokenizer,
+        source={"name": output.parent.name, "run": hashlib.sha256(repr(run.configuration).encode()).hexdigest()},
+        calibration={kind: one.calibration for kind, one in fitted.items()},
+    )
+
+
+def _digest(pairs: Pairs) -> str:
+    digest = hashlib.sha256("\0".join([*pairs.queries, "", *pairs.documents]).encode())
+    for values_P in (pairs.query_P, pairs.document_P, pairs.grade_P, pairs.teacher_P):
+        digest.update(values_P.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,220 @@
+"""The rows of the table: what is in the folders of runs, and the baselines that belong beside it.
+
+    RUN/teacher/model               the teacher
+    RUN/students/<name>/bundle      a student, a row for each of its crossing layers
+    RUN/baselines/c-dssm            C-DSSM on the students' pairs
+    RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
+
+Runs of several seeds share rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinbert.bundle import Bundle
+from twinbert.errors import UsageError
+from twinbert.importing import import_twin
+from twinbert.model.checkpoint import read_json
+from twinbert.runtime import Floats, Ints
+from twinbert.training import dssm, recipe, synthetic, teacher
+from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
+from twinbert.training.data import Dataset
+from twinbert.training.dssm import DssmConfig
+from twinbert.training.evaluation import Scorer, System
+from twinbert.training.recipe import Recipe
+from twinbert.training.report import Report
+from twinbert.training.student import Student
+
+TEACHER = "teacher"
+DSSM = "C-DSSM"
+SHALLOW = "3-layer cross-encoder"
+SHALLOW_LAYERS = 3
+
+_WEIGHTS = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe that a run followed.
+
+    Raises:
+        UsageError: the folder is of no run.
+    """
+    path = run / "configuration.json"
+    try:
+        table = json.loads(path.read_bytes())["recipe"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run}: is no folder of `twinbert train run` ({error}); give one with --run") from error
+    return recipe.build(Recipe, _given(table), str(path))
+
+
+def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: DssmConfig | None = None) -> None:
+    """Trains C-DSSM and the shallow cross-encoder of a run whose teacher is there; what is there is not trained again.
+
+    Args:
+        run: its folder.
+        dataset: its data.
+        report: what is told.
+        network: the C-DSSM; None: the published one.
+
+    Raises:
+        UsageError: `run` is no run, or lacks its teacher.
+    """
+    followed = recipe_of(run)
+    folder = run / "baselines"
+    folder.mkdir(exist_ok=True)
+    checkpoint = teacher.locate(_own(followed.teacher.checkpoint, run))
+    shallow = first_layers(checkpoint, SHALLOW_LAYERS, folder / "checkpoint-3")
+    config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
+    output = folder / "cross-encoder-3"
+    teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
+    scorer = _load_teacher(followed, run / "teacher" / "model")
+    pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
+    network = network or DssmConfig()
+    dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
+
+
+def first_layers(checkpoint: Path, layers: int, output: Path) -> Path:
+    """A checkpoint of the first layers of another, or of all it has: the same weights, and a config.json of fewer."""
+    if not (output / "config.json").exists():
+        output.mkdir(exist_ok=True)
+        for name in _WEIGHTS:
+            if (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, output / name)
+        config = read_json(checkpoint / "config.json", dict)
+        config["num_hidden_layers"] = min(layers, config["num_hidden_layers"])
+        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return output
+
+
+def systems(dataset: Dataset, followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
+    """The rows of a table, in its order; only what is there has one.
+
+    Args:
+        dataset: whose documents BM25 counts words in.
+        followed: the recipe of the runs.
+        runs: its seeds.
+
+    Raises:
+        UsageError: a folder is of no run, of one of another recipe, or of one without a teacher.
+        BundleError: a student's bundle is damaged.
+    """
+    for run in runs:
+        if dataclasses.replace(recipe_of(run), seed=followed.seed) != followed:
+            raise UsageError(f"{run}: is a run of another recipe; only seeds of one recipe share a table")
+    for seed in range(max(1, len(runs))):
+        yield System(name="random", score=Random(seed).score)
+    bm25 = Bm25(dataset.corpus())
+    yield System(name="BM25", score=bm25.score, probabilities=False, retrieve=bm25.retrieve)
+    yield from _untrained(followed, runs)
+    for run in runs:
+        yield from _trained(run)
+
+
+def _untrained(followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
+    """The checkpoints that students start from, as they are."""
+    named = dict.fromkeys(one.checkpoint for one in followed.students.values() if one.new is None)
+    for checkpoint in [_own(name, runs[0]) if runs else name for name in named]:
+        if checkpoint == synthetic.NAME:  # made by a run, and there is none
+            continue
+        imported = import_twin(checkpoint)
+        twin = _twin(Student(imported.twin, imported.tokenizer))
+        # A cosine whose scale nobody fitted gives no probabilities.
+        name = f"{Path(checkpoint).name} untrained"
+        yield System(name=name, score=twin.score, probabilities=False, retrieve=twin.retrieve)
+
+
+def _trained(run: Path) -> Iterator[System]:
+    """What a run has trained so far: baselines, the teacher, and every student's crossing layers."""
+    followed = recipe_of(run)
+    if (folder := run / "baselines" / "c-dssm").is_dir():
+        twin = _twin(dssm.load(folder))
+        yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
+    if (folder := run / "baselines" / "cross-encoder-3" / "model").is_dir():
+        yield System(name=SHALLOW, score=_probabilities(_load_teacher(followed, folder)))
+    yield System(name=TEACHER, score=teacher_of(run))
+    for name, folder in bundles_of(run).items():
+        yield from of_bundle(name, folder)
+
+
+def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    """The bundles of a run's students, by name.
+
+    Args:
+        run: the run's folder.
+        names: the students wanted; None: all that are trained.
+
+    Raises:
+        UsageError: one that is wanted is not there.
+    """
+    bundles = {name: run / "students" / name / "bundle" for name in recipe_of(run).students}
+    there = {name: path for name, path in bundles.items() if path.is_dir()}
+    for name in names or ():
+        if name not in there:
+            raise UsageError(f"{run}: has no trained student {name!r}; it has {', '.join(there) or 'none'}")
+    return there if names is None else {name: there[name] for name in names}
+
+
+def of_bundle(name: str, path: Path) -> Iterator[System]:
+    """A bundle's crossing layers; only a cosine searches.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+    """
+    for kind, twin in twins_of(Bundle.open(path)).items():
+        yield System(name=f"{name} {kind}", score=twin.score, retrieve=twin.retrieve if kind == "cosine" else None)
+
+
+def teacher_of(run: Path) -> Scorer:
+    """The probabilities of a run's teacher.
+
+    Raises:
+        UsageError: the run has none yet.
+    """
+    return _probabilities(_load_teacher(recipe_of(run), run / "teacher" / "model"))
+
+
+def _load_teacher(followed: Recipe, path: Path) -> teacher.Teacher:
+    return teacher.load(path, max_tokens=followed.teacher.max_tokens, batch=followed.teacher.batch)
+
+
+def _probabilities(scorer: teacher.Teacher) -> Scorer:
+    """A teacher gives logits."""
+
+    def score(pairs: Sequence[tuple[str, str]]) -> Floats:
+        probabilities_N: Floats = torch.sigmoid(torch.from_numpy(scorer.score(pairs))).numpy()
+        return probabilities_N
+
+    return score
+
+
+def _own(checkpoint: str, run: Path) -> str:
+    """A checkpoint, which the run may have made."""
+    return str(run / "checkpoint") if checkpoint == synthetic.NAME else checkpoint
+
+
+def _twin(student: Student) -> Twin:
+    """A student in torch, by its cosine."""
+
+    @torch.inference_mode()
+    def cross(queries_QD: Floats, documents_ND: Floats, task_N: Ints) -> Floats:
+        device = next(student.twin.parameters()).device
+        inputs = (torch.from_numpy(side).to(device) for side in (queries_QD, documents_ND, task_N))
+        probabilities_N: Floats = student.twin.crossing("cosine")(*inputs).cpu().numpy()
+        return probabilities_N
+
+    return Twin(Embedded(student.embed), cross)
+
+
+def _given(table: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """A table without its nulls, which TOML has not."""
+    if isinstance(table, dict):
+        return {name: _given(value) for name, value in table.items() if value is not None}
+    return table
