@@ -112,7 +112,7 @@ def test_rollback(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert line == f"{store.path}: current is {second}, it was {third}"
     run(capsys, "rollback", "--store", store.path, "--to", first)
     assert store.current() == first
-    assert "first generation" in refused(capsys, "rollback", "--store", store.path)
+    assert "no generation before" in refused(capsys, "rollback", "--store", store.path)
     assert "has no generation" in refused(capsys, "rollback", "--store", store.path, "--to", "../x")
     assert store.current() == first
 

@@ -17,9 +17,10 @@ from store_cases import data_file, documents, embeddings, flip, holds, refresh
 
 from store import format as fmt
 from store.errors import CorruptError
-from store.maintenance import rollback, verify
+from store.maintenance import rollback
 from store.segment import Columns, write_segment
 from store.store import Store
+from store.verification import verify
 
 # Enough that every array is larger than a page, so that it has pages of its own.
 ROWS = 600
@@ -59,7 +60,7 @@ OPEN_AND_VERIFY = """
 import sys
 from pathlib import Path
 from store.errors import CorruptError
-from store.maintenance import verify
+from store.verification import verify
 from store.store import Store
 
 for path in sys.argv[1:]:

@@ -37,8 +37,8 @@ def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
 def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
     """Read every byte of every generation, or of one, and compare it with what was written."""
     from store.errors import CorruptError
-    from store.maintenance import verify as run
     from store.store import Store
+    from store.verification import verify as run
 
     opened = Store(store)
     opened.require()
