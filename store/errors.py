@@ -41,7 +41,7 @@ class GenerationNotFoundError(StoreError):
 
 
 class CorruptError(StoreError):
-    """A file is cut off, changed or missing."""
+    """A file is cut off, changed, missing, or cannot be read."""
 
     reason = "STORE_CORRUPT"
 

@@ -1,31 +1,22 @@
-"""What an operator does to a store: list, verify, roll back, collect, copy. Each says what it did."""
+"""What an operator does to a store: list, roll back, collect, copy. Each says what it did."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-
-import numpy as np
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError
 from store.files import FileEntry, locked, reporting_full_disk, sync_directory, sync_file
 from store.format import BUILDING, DATA, GENERATIONS, SEGMENTS
-from store.keys import bytes_keys, integer_keys
-from store.manifest import Manifest, generation_number, write_current, write_manifest
-from store.segment import Segment
+from store.manifest import Manifest, SegmentEntry, generation_number, write_current, write_manifest
 from store.store import Store
+from store.verification import noticing_collection, problem_of, verify_generation
 
 # An interrupted build is worth keeping for the run that will resume it; after this long nobody will.
 BUILD_DAYS = 7
-
-# Generations with all of these alike read the same arrays in the same way.
-_DESCRIBED = attrgetter("segments", "encoding", "fixed_step", "dimension", "id_type", "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +51,8 @@ def list_generations(store: Store) -> list[Listed]:
         manifest, problem = None, None
         try:
             manifest = store.manifest(name)
+        except GenerationNotFoundError:
+            continue  # collected meanwhile
         except StoreError as error:
             problem = str(error)
         size = sum(segment.file.size for segment in manifest.segments) if manifest else 0
@@ -67,60 +60,13 @@ def list_generations(store: Store) -> list[Listed]:
     return listed
 
 
-def verify(store: Store, name: str | None = None) -> Iterator[tuple[str, StoreError | None]]:
-    """Checks CURRENT and every generation, or one: each byte of each file by sha256, then that the arrays agree.
-
-    Yields:
-        What was checked, and what is wrong with it, if anything is.
-    """
-    if name is None:
-        yield "CURRENT", _problem(lambda: store.manifest(store.current()))
-    sound: set[object] = set()  # what was verified already: generations share segments
-    for generation in store.generations() if name is None else [name]:
-        yield generation, _problem(partial(_verify_generation, store, generation, sound))
-
-
-def _problem(check: Callable[[], object]) -> StoreError | None:
-    try:
-        check()
-    except StoreError as error:
-        return error
-    return None
-
-
-def _verify_generation(store: Store, name: str, sound: set[object]) -> None:
-    manifest = store.manifest(name)
-    described = _DESCRIBED(manifest)
-    if described in sound:
-        return
-    for entry in manifest.segments:
-        file = store.path / SEGMENTS / entry.id / DATA
-        entry.file.check(file, thorough=True)
-    with contextlib.closing(store.open(name)) as generation:
-        _verify_index(generation.segment, manifest, file)
-    sound.add(described)
-
-
-def _verify_index(segment: Segment, manifest: Manifest, file: Path) -> None:
-    """Every row's id must be found by the index at that row: what a writer's fault, not a disk's, would break."""
-    block = 1 << 16
-    for start in range(0, manifest.documents, block):
-        rows = np.arange(start, min(start + block, manifest.documents))
-        if segment.ids.numbers is not None:
-            keys = integer_keys(segment.ids.numbers[rows], manifest.seed)
-        else:
-            keys = bytes_keys([str(id_).encode() for id_ in segment.ids.take(rows)], manifest.seed)
-        found_rows, found = segment.index.find(keys)
-        if not found.all() or not np.array_equal(found_rows, rows):
-            raise CorruptError(f"{file}: its index and its documents disagree; refresh the store")
-
-
 def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
     """Makes an earlier generation the current one, after verifying it.
 
     Args:
         store: the store.
-        to: its name; None: the parent of the current one, or the newest that verifies if CURRENT is damaged or missing.
+        to: its name; None: the parent of the current one, or if that does not verify, the newest before the current one
+            that does. If the current one is damaged or missing, the newest that verifies.
 
     Returns:
         The names of the generation before, or what was wrong with CURRENT, and of the one now.
@@ -136,26 +82,30 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
             before = store.current()
         except (CorruptError, NoGenerationError):
             before = "damaged or missing"
-        target = to or _rollback_target(store)
-        _verify_generation(store, target, set())
+        sound: set[object] = set()
+        target = to or _rollback_target(store, sound)
+        verify_generation(store, target, sound)
         with reporting_full_disk(store.path):
             write_current(store.path, target)
     return before, target
 
 
-def _rollback_target(store: Store) -> str:
+def _rollback_target(store: Store, sound: set[object]) -> str:
+    candidates = store.generations()[::-1]
     try:
         current = store.current()
         parent = store.manifest(current).parent
     except (CorruptError, GenerationNotFoundError, NoGenerationError):
-        sound = (name for name, problem in verify(store) if name != "CURRENT" and problem is None)
-        newest = max(sound, key=generation_number, default=None)
-        if newest is None:
-            raise CorruptError(f"{store.path} has no generation that verifies; refresh the store") from None
-        return newest
-    if parent is None:
-        raise GenerationNotFoundError(f"{current} is the first generation of {store.path}: there is none before it")
-    return parent
+        pass
+    else:
+        candidates = [name for name in candidates if generation_number(name) < generation_number(current)]
+        candidates.sort(key=lambda name: name != parent)  # the parent first, then the newest
+        if not candidates:
+            raise GenerationNotFoundError(f"{store.path} has no generation before {current}; name the one to go to")
+    for name in candidates:
+        if problem_of(partial(verify_generation, store, name, sound)) is None:
+            return name
+    raise CorruptError(f"{store.path} has no generation to go back to that verifies; refresh the store")
 
 
 def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
@@ -170,16 +120,16 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
         dry_run: only say what would go.
 
     Raises:
+        CorruptError: what a generation that stays needs cannot be told; nothing is removed.
         StoreLockedError: a refresh is running.
     """
     with locked(store.path, "a collection"):
         names = store.generations()
         current = store.current()
         kept = {current, *names[-max(1, keep) :]}
-        if (parent := store.manifest(current).parent) in names:
+        if (parent := _manifest_that_stays(store, current, current).parent) in names:
             kept.add(str(parent))
-        # A kept manifest that cannot be read stops the collection here: what it names is unknown.
-        needed = {segment.id for name in kept for segment in store.manifest(name).segments}
+        needed = {segment.id for name in kept for segment in _manifest_that_stays(store, name, current).segments}
         manifests = [store.path / GENERATIONS / f"{name}.json" for name in names if name not in kept]
         segments = [path for path in sorted((store.path / SEGMENTS).iterdir()) if path.name not in needed]
         horizon = time.time() - BUILD_DAYS * 86400
@@ -204,6 +154,17 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
     return collected
 
 
+def _manifest_that_stays(store: Store, name: str, current: str) -> Manifest:
+    try:
+        return store.manifest(name)
+    except (CorruptError, GenerationNotFoundError) as error:
+        path = store.path / GENERATIONS / f"{name}.json"
+        remedy = "roll back to a generation that verifies" if name == current else "remove that file"
+        raise CorruptError(
+            f"nothing is removed: {path} is damaged or missing, so what it needs is unknown; {remedy}, then run again"
+        ) from error
+
+
 def copy(source: Store, destination: Store, name: str | None = None) -> tuple[str, int]:
     """Copies a generation to another folder and makes it current there: segments, manifest, then CURRENT.
 
@@ -219,6 +180,7 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
 
     Raises:
         CorruptError: the source, or the copy, does not verify; CURRENT of the destination is unchanged.
+        GenerationNotFoundError: the source does not have it, or it is collected meanwhile.
         StoreFullError: no space left.
         StoreLockedError: somebody else changes the destination.
     """
@@ -228,34 +190,42 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
     copied = 0
     with locked(destination.path, f"a copy of {name}"):
         for entry in manifest.segments:
-            target = destination.path / SEGMENTS / entry.id
-            if _problem(partial(entry.file.check, target / DATA, thorough=True)) is None:
-                continue
-            draft = target.with_name(f".{entry.id}.copy")
-            shutil.rmtree(draft, ignore_errors=True)
-            try:
-                with reporting_full_disk(destination.path, entry.file.size):
-                    draft.mkdir()
-                    _copy_file(source.path / SEGMENTS / entry.id / DATA, draft / DATA, entry.file)
-                shutil.rmtree(target, ignore_errors=True)
-                draft.rename(target)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-            sync_directory(target)
-            sync_directory(target.parent)
-            copied += entry.file.size
+            with noticing_collection(source, name):
+                copied += _copy_segment(
+                    source.path / SEGMENTS / entry.id, destination.path / SEGMENTS / entry.id, entry
+                )
         with reporting_full_disk(destination.path):
             write_manifest(destination.path, manifest)
             write_current(destination.path, name)
     return name, copied
 
 
+def _copy_segment(original: Path, target: Path, entry: SegmentEntry) -> int:
+    """Copies a segment's folder, unless it is there and verifies; returns the bytes that were copied."""
+    if problem_of(partial(entry.file.check, target / DATA, thorough=True)) is None:
+        return 0
+    draft = target.with_name(f".{entry.id}.copy")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with reporting_full_disk(target.parent, entry.file.size):
+            draft.mkdir()
+        _copy_file(original / DATA, draft / DATA, entry.file)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_directory(target)
+    sync_directory(target.parent)
+    return entry.file.size
+
+
 def _copy_file(original: Path, target: Path, entry: FileEntry) -> None:
     try:
-        shutil.copyfile(original, target)
-        sync_file(target)
+        with reporting_full_disk(target.parent, entry.size):
+            shutil.copyfile(original, target)
+            sync_file(target)
         entry.check(target, thorough=True)
-    except (CorruptError, FileNotFoundError):
+    except (CorruptError, OSError):
         entry.check(original, thorough=True)  # names the original, if it is at fault
         raise
 

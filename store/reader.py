@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.encoding import Codec, Floats, codec
-from store.errors import IdTypeError
+from store.errors import CorruptError, IdTypeError
 from store.format import DATA, SEGMENTS
 from store.keys import integer_keys, string_keys
 from store.manifest import IdType, Manifest, SegmentEntry
@@ -42,7 +42,7 @@ class SegmentPool:
     def __init__(self, store: Path) -> None:
         self._folder = store / SEGMENTS
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[Segment, int]] = {}
+        self._open: dict[str, tuple[Segment, object, int]] = {}  # with what it was opened as, and its users
         self._verified: dict[SegmentEntry, tuple[int, int, int] | None] = {}
 
     def acquire(self, entry: SegmentEntry, codec: Codec, id_type: IdType) -> Segment:
@@ -53,22 +53,29 @@ class SegmentPool:
         """
         directory = self._folder / entry.id
         path = directory / DATA
+        described = entry, codec.name, codec.fixed_step, codec.dimension, id_type
         with self._lock:
-            segment, users = self._open.get(entry.id, (None, 0))
+            segment, opened_as, users = self._open.get(entry.id, (None, described, 0))
+            if opened_as != described:
+                entry.file.check(path)
+                raise CorruptError(
+                    f"{path} is open as one generation describes it, and another describes it otherwise: one of them "
+                    "was written wrong; refresh the store"
+                )
             if segment is None:
                 if entry not in self._verified or self._verified[entry] != _identity(path):
                     entry.file.check(path)
                     self._verified[entry] = _identity(path)
                 segment = Segment(directory, entry, codec, id_type)
-            self._open[entry.id] = segment, users + 1
+            self._open[entry.id] = segment, described, users + 1
             return segment
 
     def release(self, segment: Segment) -> None:
         """Gives up one use; the last one unmaps the segment."""
         with self._lock:
-            _, users = self._open[segment.entry.id]
+            _, described, users = self._open[segment.entry.id]
             if users > 1:
-                self._open[segment.entry.id] = segment, users - 1
+                self._open[segment.entry.id] = segment, described, users - 1
             else:
                 del self._open[segment.entry.id]
                 segment.close()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from store import format as fmt
 from store.encoding import Codec, Floats, Rows
-from store.errors import CorruptError
+from store.errors import CorruptError, StoreError
 from store.files import reporting_full_disk, sync_directory, sync_file
 from store.keys import Index, Keys, build_buckets
 from store.manifest import IdType, SegmentEntry
@@ -129,6 +129,7 @@ class Segment:
 
     Raises:
         CorruptError: the arrays do not fit together.
+        StoreError: another `Store` of this process has it open.
     """
 
     def __init__(self, directory: Path, entry: SegmentEntry, codec: Codec, id_type: IdType) -> None:
@@ -139,6 +140,10 @@ class Segment:
                 str(directory), readonly=True, lock=False, max_dbs=3, map_size=path.stat().st_size, readahead=False
             )
         except (lmdb.Error, OSError) as error:
+            if "already open in this process" in str(error):  # LMDB has no class of error for it
+                raise StoreError(
+                    f"{path} is open in this process through another Store; make one for each folder and share it"
+                ) from error
             raise CorruptError(f"{path} cannot be opened: {error}") from error
         try:
             self._transaction = self._env.begin(buffers=True)

@@ -71,6 +71,7 @@ class Store:
             GenerationNotFoundError: no such generation.
             CorruptError: a manifest or segment is not what was written.
             FormatError: a newer version wrote it.
+            StoreError: another `Store` of this process has a segment of it open.
         """
         return Generation(self.manifest(name), self._pool)
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from store_cases import FINGERPRINT, MODEL, data_file, documents, flip, holds, refresh, tree, writer
+from store_cases import FINGERPRINT, MODEL, data_file, documents, flip, holds, interrupt, refresh, tree, writer
 
-from store.format import CURRENT, GENERATIONS
+from store.format import BUILDING, CURRENT, GENERATIONS
 from store.store import Store
 from twinbert.cli import main
 
@@ -105,15 +105,22 @@ def test_verify(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_verify_a_new_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store in which nothing was published yet is not damaged: there is nothing to verify."""
+    Store(tmp_path).create()
+    (line,) = run(capsys, "verify", "--store", tmp_path)
+    assert line == f"{tmp_path}: nothing was published yet, so there is nothing to verify"
+
+
 def test_rollback(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """Rolling back goes to the parent or to the generation that is named, and says from where to where."""
     first, second, third = store.generations()
     (line,) = run(capsys, "rollback", "--store", store.path)
     assert line == f"{store.path}: current is {second}, it was {third}"
-    run(capsys, "rollback", "--store", store.path, "--to", first)
+    run(capsys, "rollback", "--store", store.path, first)
     assert store.current() == first
-    assert "first generation" in refused(capsys, "rollback", "--store", store.path)
-    assert "has no generation" in refused(capsys, "rollback", "--store", store.path, "--to", "../x")
+    assert "no generation before" in refused(capsys, "rollback", "--store", store.path)
+    assert "has no generation" in refused(capsys, "rollback", "--store", store.path, "../x")
     assert store.current() == first
 
 
@@ -127,16 +134,24 @@ def test_rollback_from_damage(store: Store, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_gc(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run says what a collection then removes; at least one generation has to stay."""
+    """A dry run says what a collection then removes, by name and in all; at least one generation has to stay."""
     first, second, third = store.generations()
+    interrupt(store, documents(6))
+    (build,) = (store.path / BUILDING).iterdir()
+    for path in (*build.iterdir(), build):
+        os.utime(path, (0, 0))
     before = tree(store.path)
-    size = data_file(store, first).stat().st_size + (store.path / GENERATIONS / f"{first}.json").stat().st_size
-    amount = f"1 generations, 1 segments, 0 builds: {size:,} bytes"
-    assert run(capsys, "gc", "--store", store.path, "--keep", 1, "--dry-run") == [
-        f"{store.path}: would remove {amount}"
+    gone = [data_file(store, first), store.path / GENERATIONS / f"{first}.json", *build.iterdir()]
+    expected = [
+        f"removed generation {first}",
+        f"removed segment {data_file(store, first).parent.name}",
+        f"removed build {build.name}",
+        f"{store.path}: removed 1 generations, 1 segments, 1 builds: {sum(p.stat().st_size for p in gone):,} bytes",
     ]
+    would = run(capsys, "gc", "--store", store.path, "--keep", 1, "--dry-run")
+    assert would == [line.replace("removed", "would remove") for line in expected]
     assert tree(store.path) == before
-    assert run(capsys, "gc", "--store", store.path, "--keep", 1) == [f"{store.path}: removed {amount}"]
+    assert run(capsys, "gc", "--store", store.path, "--keep", 1) == expected
     assert store.generations() == [second, third]
     assert "--keep" in refused(capsys, "gc", "--store", store.path, "--keep", 0)
 
@@ -145,18 +160,29 @@ def test_copy(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     """A copy makes the other store, says what is current there, and moves nothing the second time."""
     there = Store(tmp_path / "there")
     size = data_file(store).stat().st_size
-    (line,) = run(capsys, "copy", "--store", store.path, "--to", there.path)
+    (line,) = run(capsys, "copy", "--store", store.path, there.path)
     assert line == f"{there.path}: current is {store.current()}, {size:,} bytes copied"
     assert holds(there, documents(5))
-    (line,) = run(capsys, "copy", "--store", store.path, "--to", there.path)
+    (line,) = run(capsys, "copy", "--store", store.path, there.path)
     assert line.endswith(", 0 bytes copied")
     first = store.generations()[0]
-    run(capsys, "copy", "--store", store.path, "--to", there.path, "--generation", first)
+    run(capsys, "copy", "--store", store.path, there.path, "--generation", first)
     assert there.current() == first
 
 
+def test_no_target_from_the_environment(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where to roll back or copy to is only ever said on the command line."""
+    first, second, third = store.generations()
+    for name in ("TO", "DESTINATION", "GENERATION"):
+        monkeypatch.setenv(f"TWINBERT_{name}", first if name == "GENERATION" else str(tmp_path / "there"))
+    assert main(["store", "copy", "--store", str(store.path)]) == 2
+    assert not (tmp_path / "there").exists()
+    assert main(["store", "rollback", "--store", str(store.path)]) == 0
+    assert (store.current(), store.generations()) == (second, [first, second, third])
+
+
 @pytest.mark.parametrize(
-    ("command", "options"), [("list", []), ("verify", []), ("rollback", []), ("gc", []), ("copy", ["--to", "x"])]
+    ("command", "options"), [("list", []), ("verify", []), ("rollback", []), ("gc", []), ("copy", ["x"])]
 )
 def test_no_store(command: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no store is said to be none, and is not made one."""
@@ -172,7 +198,7 @@ def test_a_running_refresh(store: Store, tmp_path: Path, capsys: pytest.CaptureF
             assert f"process {os.getpid()} " in refused(capsys, command, "--store", store.path, *options)
         for command in ("list", "verify"):
             assert in_process(store, command).returncode == 0
-        assert in_process(store, "copy", "--to", str(tmp_path / "there")).returncode == 0
+        assert in_process(store, "copy", str(tmp_path / "there")).returncode == 0
 
 
 def test_as_a_process(store: Store) -> None:

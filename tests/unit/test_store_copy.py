@@ -10,8 +10,9 @@ from store_cases import data_file, documents, flip, forge, holds, refresh, tree
 
 from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
 from store.format import CURRENT, GENERATIONS, SEGMENTS
-from store.maintenance import copy, rollback, verify
+from store.maintenance import copy, gc, rollback
 from store.store import Store
+from store.verification import verify
 
 
 @pytest.fixture
@@ -128,6 +129,32 @@ def test_a_damaged_source_is_refused(store: Store, there: Store) -> None:
     with pytest.raises(CorruptError, match="generations"):
         copy(store, there)
     assert tree(there.path) == before
+
+
+def test_a_source_that_is_collected(store: Store, there: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation that is collected while it is copied is said to be that, not damage, and nothing is left there."""
+    first, _ = store.generations()
+    refresh(store, documents(5))
+    copyfile = shutil.copyfile
+
+    def copy_too_late(original: Path, target: Path) -> None:
+        gc(store, keep=1)
+        copyfile(original, target)
+
+    monkeypatch.setattr("store.maintenance.shutil.copyfile", copy_too_late)
+    with pytest.raises(GenerationNotFoundError, match=f"{store.path} no longer has .* collected meanwhile"):
+        copy(store, there, first)
+    assert tree(there.path) == {}
+    assert copy(store, there)[0] == store.current()
+
+
+def test_a_source_that_cannot_be_read(store: Store, there: Store) -> None:
+    """A source that the system does not let one read is damage, and the message names its file."""
+    data_file(store).unlink()
+    data_file(store).mkdir()
+    with pytest.raises(CorruptError, match=str(data_file(store))):
+        copy(store, there)
+    assert tree(there.path) == {}
 
 
 def test_what_cannot_be_copied(store: Store, there: Store, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from store_cases import documents, refresh
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreNotFoundError
 from store.format import CURRENT
-from store.maintenance import list_generations, verify
+from store.maintenance import list_generations
 from store.store import Store
+from store.verification import verify
 
 
 @pytest.fixture

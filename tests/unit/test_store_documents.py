@@ -13,8 +13,8 @@ from store_cases import Document, add, batch_of, documents, embeddings, holds, r
 from store import format as fmt
 from store.documents import Batch
 from store.errors import EmptyGenerationError, IdTypeError, NoGenerationError, StoreError
-from store.maintenance import verify
 from store.store import Store
+from store.verification import verify
 
 
 @pytest.fixture

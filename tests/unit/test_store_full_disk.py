@@ -19,8 +19,9 @@ from store_cases import Document, batch_of, documents, embeddings, holds, refres
 
 from store.errors import StoreError, StoreFullError
 from store.format import BUILDING, GENERATIONS, SEGMENTS
-from store.maintenance import copy, gc, rollback, verify
+from store.maintenance import copy, gc, rollback
 from store.store import Store
+from store.verification import verify
 
 OLD, NEW = documents(40), documents(150, text="new")
 
@@ -146,9 +147,9 @@ def test_a_copy_without_room(tmp_path: Path) -> None:
 def no_room_for_small_files(folder: Path) -> None:
     """Rolls back, and copies what is there already, where neither a manifest nor CURRENT can be written; then again."""
     store, there = Store(folder / "store"), Store(folder / "there")
-    refresh(store, OLD)
-    refresh(store, NEW)
-    copy(store, there)
+    for chosen in (OLD, NEW):
+        refresh(store, chosen)
+        copy(store, there)
     before = tree(folder)
     for limit in (10, resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

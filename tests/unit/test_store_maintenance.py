@@ -18,9 +18,11 @@ from store.errors import (
     StoreError,
     StoreNotFoundError,
 )
+from store.files import FileEntry
 from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
-from store.maintenance import BUILD_DAYS, gc, list_generations, rollback, verify
+from store.maintenance import BUILD_DAYS, gc, list_generations, rollback
 from store.store import Store
+from store.verification import verify
 
 
 @pytest.fixture
@@ -107,6 +109,55 @@ def test_verify_a_generation_that_is_missing(store: Store) -> None:
     assert "has no generation" in problems(store, "000009-00000000")["000009-00000000"]
 
 
+def test_verify_a_store_without_generations(store: Store, tmp_path: Path) -> None:
+    """Where nothing was published yet there is nothing to verify. A CURRENT without its generations is damage."""
+    empty = Store(tmp_path / "empty")
+    empty.create()
+    assert list(verify(empty)) == []
+    for name in store.generations():
+        manifest_path(store, name).unlink()
+    assert list(problems(store)) == ["CURRENT"]
+    (empty.path / CURRENT).write_bytes(b"")
+    assert list(problems(empty)) == ["CURRENT"]
+
+
+def test_a_collection_before_a_verification(store: Store) -> None:
+    """A generation that is collected while it waits to be verified is not reported, and not called damaged."""
+    first, *others = store.generations()
+    verification = verify(store)
+    checked = [next(verification)]
+    gc(store, keep=1)
+    checked += verification
+    assert first not in store.generations()
+    assert checked == [(name, None) for name in ("CURRENT", *others)]
+
+
+def test_a_collection_during_a_verification(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation that is collected while its files are read is not reported, or if it was asked for, as collected."""
+    _, second, third = store.generations()
+    check = FileEntry.check
+
+    def check_too_late(self: FileEntry, path: Path, *, thorough: bool = False) -> None:
+        gc(store, keep=1)
+        check(self, path, thorough=thorough)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileEntry, "check", check_too_late)
+        assert problems(store) == {}
+    assert store.generations() == [second, third]
+    refresh(store, documents(6))
+    monkeypatch.setattr(FileEntry, "check", check_too_late)
+    assert "collected meanwhile" in problems(store, second)[second]
+
+
+def test_a_collection_beside_a_list(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation that is collected before its manifest is read is not listed."""
+    before = store.generations()
+    gc(store, keep=1)
+    monkeypatch.setattr(store, "generations", lambda: before)
+    assert [(one.name, one.problem) for one in list_generations(store)] == [(name, None) for name in before[1:]]
+
+
 def test_verify_beside_readers(store: Store) -> None:
     """A generation that this process is reading can be verified and rolled back to."""
     first, *_ = store.generations()
@@ -125,7 +176,7 @@ def test_roll_back_to_the_parent(store: Store) -> None:
     assert rollback(store) == (third, second)
     assert rollback(store) == (second, first)
     assert holds(store, documents(3))
-    with pytest.raises(GenerationNotFoundError, match="first generation"):
+    with pytest.raises(GenerationNotFoundError, match="no generation before"):
         rollback(store)
     assert store.current() == first
     assert store.generations() == [first, second, third]
@@ -140,11 +191,11 @@ def test_roll_back_to_a_name(store: Store) -> None:
 
 
 def test_a_damaged_target_is_refused(store: Store) -> None:
-    """A generation that does not verify never becomes the current one, whatever of it is damaged."""
+    """A generation that is named and does not verify never becomes the current one, whatever of it is damaged."""
     first, second, third = store.generations()
     flip(data_file(store, second), 6000)
     with pytest.raises(CorruptError, match=segment_of(store, second)):
-        rollback(store)
+        rollback(store, second)
     manifest_path(store, first).write_bytes(b"")
     for target, error in ((first, CorruptError), ("000009-00000000", GenerationNotFoundError)):
         with pytest.raises(error):
@@ -152,13 +203,27 @@ def test_a_damaged_target_is_refused(store: Store) -> None:
     assert store.current() == third
 
 
-def test_a_parent_that_was_collected(store: Store) -> None:
-    """When the parent is gone, rolling back lists what there is instead."""
+def test_a_parent_that_cannot_be_rolled_back_to(store: Store) -> None:
+    """When the parent is damaged or gone, the newest generation before the current one that verifies replaces it."""
     first, second, third = store.generations()
-    manifest_path(store, second).unlink()
-    with pytest.raises(GenerationNotFoundError, match=first):
-        rollback(store)
-    assert store.current() == third
+    fourth = refresh(store, documents(6)).name
+    flip(data_file(store, third), 6000)
+    assert rollback(store) == (fourth, second)
+    rollback(store, fourth)
+    manifest_path(store, third).unlink()
+    flip(data_file(store, second), 6000)
+    assert rollback(store) == (fourth, first)
+
+
+def test_a_current_generation_without_a_parent(store: Store) -> None:
+    """After a refresh over a damaged manifest, which has no parent, rolling back finds the newest one before it that
+    verifies.
+    """
+    _, second, third = store.generations()
+    manifest_path(store, third).write_bytes(b"{}")
+    mended = refresh(store, documents(6)).name
+    assert store.manifest(mended).parent is None
+    assert rollback(store) == (mended, second)
 
 
 @pytest.mark.parametrize("current", [b"", b"garbage\n", b"000009-00000000\n", None])
@@ -189,7 +254,7 @@ def test_nothing_to_roll_back_to(store: Store, tmp_path: Path) -> None:
     for name in store.generations():
         flip(data_file(store, name), 6000)
     (store.path / CURRENT).write_bytes(b"")
-    with pytest.raises(CorruptError, match="no generation that verifies"):
+    with pytest.raises(CorruptError, match="no generation to go back to"):
         rollback(store)
     assert (store.path / CURRENT).read_bytes() == b""
     empty = Store(tmp_path / "empty")
@@ -315,18 +380,39 @@ def test_gc_beside_readers(store: Store) -> None:
 
 
 def test_gc_stops_before_what_it_cannot_read(store: Store) -> None:
-    """While CURRENT or a manifest that stays is damaged, what is needed is unknown: nothing is removed."""
-    first, _, third = store.generations()
+    """While CURRENT or a manifest that stays is damaged, nothing is removed, since what is needed is unknown. What the
+    message says to do then helps.
+    """
+    first, second, third = store.generations()
     for path in (manifest_path(store, third), store.path / CURRENT):
         content = path.read_bytes()
         path.write_bytes(content[:-5])
         before = tree(store.path)
-        with pytest.raises(CorruptError):
+        with pytest.raises(CorruptError, match=rf"{path}.*roll ?back"):
             gc(store, keep=1)
         assert tree(store.path) == before
         path.write_bytes(content)
+    manifest_path(store, third).write_bytes(b"")
+    rollback(store)
+    with pytest.raises(CorruptError, match=f"{manifest_path(store, third)} .* remove that file"):
+        gc(store, keep=1)
+    manifest_path(store, third).unlink()
     manifest_path(store, first).write_bytes(b"")
-    assert gc(store, keep=1).generations == (first,)
+    with pytest.raises(CorruptError, match="remove that file"):
+        gc(store, keep=1)
+    manifest_path(store, first).unlink()
+    gc(store, keep=1)
+    assert segments(store) == {segment_of(store, second)}
+    assert problems(store) == {}
+
+
+def test_gc_of_a_current_generation_that_is_missing(store: Store) -> None:
+    """While CURRENT names what is not there, nothing is removed, and the message says to roll back."""
+    manifest_path(store, store.current()).unlink()
+    before = tree(store.path)
+    with pytest.raises(CorruptError, match="roll back"):
+        gc(store, keep=1)
+    assert tree(store.path) == before
 
 
 def test_maintenance_of_no_store(tmp_path: Path) -> None:

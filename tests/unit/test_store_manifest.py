@@ -19,8 +19,9 @@ from store.errors import (
     GenerationNotFoundError,
 )
 from store.format import CURRENT, GENERATIONS
-from store.maintenance import list_generations, verify
+from store.maintenance import list_generations
 from store.store import Store
+from store.verification import verify
 
 Fields = dict[str, Any]
 

@@ -13,13 +13,14 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from store_cases import data_file, documents, embeddings, flip, holds, refresh
+from store_cases import data_file, documents, embeddings, flip, forge, holds, refresh
 
 from store import format as fmt
-from store.errors import CorruptError
-from store.maintenance import rollback, verify
+from store.errors import CorruptError, StoreError
+from store.maintenance import rollback
 from store.segment import Columns, write_segment
 from store.store import Store
+from store.verification import verify
 
 # Enough that every array is larger than a page, so that it has pages of its own.
 ROWS = 600
@@ -59,7 +60,7 @@ OPEN_AND_VERIFY = """
 import sys
 from pathlib import Path
 from store.errors import CorruptError
-from store.maintenance import verify
+from store.verification import verify
 from store.store import Store
 
 for path in sys.argv[1:]:
@@ -215,6 +216,40 @@ def test_generations_share_an_open_segment(store: Store) -> None:
     assert second.locate(["document-1"]).found.all()
     second.close()
     store.open(store.current()).close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields.update(dimension=32),
+        lambda fields: fields.update(encoding="float32", dimension=4),
+        lambda fields: fields.update(fixed_step=True),
+        lambda fields: fields.update(id_type="integer"),
+        lambda fields: (fields.update(documents=1), fields["segments"][0].update(documents=1)),
+        lambda fields: fields["segments"][0]["files"]["data.mdb"].update(size=4096),
+        lambda fields: fields["segments"][0]["files"]["data.mdb"].update(sha256="0" * 64),
+    ],
+)
+def test_an_open_segment_is_what_its_manifest_says(store: Store, change: Callable[[dict[str, Any]], object]) -> None:
+    """A second manifest that describes an open segment otherwise is refused, and readers of the first go on."""
+    generation = store.open(store.current())
+    name = forge(store, change)
+    with pytest.raises(CorruptError, match=str(data_file(store, generation.name))):
+        store.open(name)
+    read_ND = generation.read(generation.locate(["document-7"]))
+    np.testing.assert_allclose(read_ND, embeddings(["text 7"]), atol=1 / 250)
+    generation.close()
+
+
+def test_two_stores_for_one_folder(store: Store) -> None:
+    """A second `Store` in the process cannot open what the first has open, which is not called damage."""
+    generation = store.open(store.current())
+    second = Store(store.path)
+    with pytest.raises(StoreError, match="share it") as refusal:
+        second.open(second.current())
+    assert not isinstance(refusal.value, CorruptError)
+    generation.close()
+    second.open(second.current()).close()
 
 
 @pytest.fixture

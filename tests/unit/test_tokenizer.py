@@ -6,9 +6,12 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tokenizers import models
 
 from twinbert.errors import BundleError
@@ -37,6 +40,102 @@ def test_longer_texts_are_cut_and_marked(tiny_tokenizer: Path) -> None:
     assert batch.truncated.tolist() == [False, True]
     assert batch.ids[0].tolist() == whole.ids[0].tolist()
     assert batch.ids[1].tolist() == [*whole.ids[1][:5].tolist(), whole.ids[1][-1]]
+
+
+Variant = dict[int, tuple[WordPiece, tokenizers.Tokenizer]]
+_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+# What published tokenizers have, and all that could make a cut matter.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as BERT": {
+        "added_tokens": [
+            {"id": number, "content": content, **_ADDED}
+            for number, content in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+        ]
+    },
+    "cased": {"normalizer": {"lowercase": False, "clean_text": False}},
+    "accents kept": {"normalizer": {"strip_accents": False}},
+    "Han characters within words": {"normalizer": {"handle_chinese_chars": False}},
+    "no normaliser": {"normalizer": None},
+    "punctuation within words": {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+    "added tokens of several words": {
+        "added_tokens": [
+            {"id": 5, "content": "a b,a b", **_ADDED, "lstrip": True},
+            {"id": 6, "content": "a", **_ADDED, "single_word": True, "rstrip": True},
+            {"id": 7, "content": "東!東!a", **_ADDED},
+        ]
+    },
+    "added tokens looked for when normalised": {
+        "added_tokens": [{"id": 5, "content": "a\tb\ta\tb", **_ADDED, "normalized": True}]
+    },
+}
+# Pieces of words and of added tokens, and characters that normalisation moves, drops, splits or joins.
+PIECES = (
+    *" \t\n\r\x1c\0\u3000\u200d,!¡_-≠#[]abß東豈한İΣá\u0301\u0327\u302e",
+    *("running", "shoes", "pizza", "Ab", "京都", "e\u0301", "x" * 101, "[SEP]", "[SE", "P]"),
+    *("a b a b", "a b,a", "a b,a b", "東!東", "東!東!a", "a東", "ab,", "a,b,"),
+)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    """The tiny tokenizer, changed, for each of a few lengths beside what the library makes of it by itself."""
+    content, changes = json.loads(tiny_tokenizer.read_bytes()), dict(VARIANTS[request.param])
+    if changes.get("normalizer"):
+        changes["normalizer"] = content["normalizer"] | changes["normalizer"]
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {piece: len(vocabulary) + number for number, piece in enumerate(("東", "##東", "##,", "##!"))}
+    path = tmp_path_factory.mktemp("variant") / "tokenizer.json"
+    path.write_text(json.dumps(content | changes))
+    pairs = {}
+    for max_tokens in (3, 4, 6, 9):
+        whole = tokenizers.Tokenizer.from_file(str(path))
+        whole.no_padding()
+        whole.enable_truncation(max_tokens)
+        pairs[max_tokens] = (WordPiece(path, max_tokens=max_tokens), whole)
+    return pairs
+
+
+@given(
+    pieces=st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40),
+    max_tokens=st.sampled_from((3, 4, 6, 9)),
+    beginning=st.integers(1, 20),
+)
+# One that each condition on where a text may be cut is needed for, in one variant or another.
+@example(pieces=["a b a b"], max_tokens=3, beginning=6)
+@example(pieces=["東!東!a"], max_tokens=3, beginning=3)
+@example(pieces=["ab,ß"], max_tokens=3, beginning=3)
+@example(pieces=["a東ß"], max_tokens=3, beginning=2)
+@example(pieces=["read"], max_tokens=3, beginning=3)
+@settings(max_examples=200)
+def test_a_beginning_has_the_tokens_of_the_whole(
+    variant: Variant, pieces: list[str], max_tokens: int, beginning: int
+) -> None:
+    """However little of a long text is read first, its ids and whether it is cut are those of reading it whole."""
+    text = "".join(pieces)
+    tokenizer, whole = variant[max_tokens]
+    if tokenizer._ends is not None:
+        tokenizer._beginning = beginning
+    expected = whole.encode(text)
+    batch = tokenizer.encode(["a", text, "pizza"])
+    assert batch.ids[1].tolist() == expected.ids
+    assert batch.truncated.tolist() == [False, bool(expected.overflowing), False]
+
+
+def test_only_a_beginning_of_a_long_text_is_read(tiny_tokenizer: Path) -> None:
+    """Of text in words, of punctuation and of Han characters no more is read than the tokens kept need."""
+    tokenizer = WordPiece(tiny_tokenizer, max_tokens=16)
+    read: list[int] = []
+
+    class Counting:
+        def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
+            read.extend(map(len, texts))
+            return whole.encode_batch_fast(texts)
+
+    whole, tokenizer._tokenizer = tokenizer._tokenizer, Counting()
+    for text in ("running shoes ", "{a:1},", "東京"):
+        assert tokenizer.encode([text * 100_000]).truncated.all()
+    assert max(read) <= 16 * 16
+    assert len(read) == 3
 
 
 def test_what_a_tokenizer_knows_of_itself(tiny_tokenizer: Path) -> None:

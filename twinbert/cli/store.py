@@ -37,32 +37,41 @@ def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
 def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
     """Read every byte of every generation, or of one, and compare it with what was written."""
     from store.errors import CorruptError
-    from store.maintenance import verify as run
     from store.store import Store
+    from store.verification import verify as run
 
     opened = Store(store)
     opened.require()
-    damaged = 0
+    checked = damaged = 0
     for name, problem in run(opened, generation):
         typer.echo(f"{name}  {'ok' if problem is None else problem}")
+        checked += 1
         damaged += problem is not None
+    if not checked:
+        typer.echo(f"{store}: nothing was published yet, so there is nothing to verify")
     if damaged:
         raise CorruptError(f"{store}: {damaged} of what was checked is damaged; roll back or refresh")
 
 
 @app.command()
 def rollback(
+    generation: Annotated[
+        str | None,
+        typer.Argument(metavar="GENERATION", help="By default the parent of the current one."),
+    ] = None,
     *,
     store: StoreOption,
-    to: Annotated[str | None, typer.Option(metavar="NAME", help="By default the parent of the current one.")] = None,
 ) -> None:
-    """Make an earlier generation the current one; running servers follow within a second."""
+    """Make an earlier generation the current one; running servers follow within a second.
+
+    Where the parent of the current one does not verify, it is the newest before it that does.
+    """
     from store.maintenance import rollback as run
     from store.store import Store
 
     opened = Store(store)
     opened.require()
-    before, now = run(opened, to)
+    before, now = run(opened, generation)
     typer.echo(f"{store}: current is {now}, it was {before}")
 
 
@@ -81,6 +90,9 @@ def gc(
     opened.require()
     gone = run(opened, keep=keep, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
+    for kind, names in (("generation", gone.generations), ("segment", gone.segments), ("build", gone.builds)):
+        for name in names:
+            typer.echo(f"{verb} {kind} {name}")
     typer.echo(
         f"{store}: {verb} {len(gone.generations)} generations, {len(gone.segments)} segments, "
         f"{len(gone.builds)} builds: {gone.size:,} bytes"
@@ -89,9 +101,9 @@ def gc(
 
 @app.command()
 def copy(
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="The other store; made if it is missing.")],
     *,
     store: StoreOption,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="The other store; made if it is missing.")],
     generation: GenerationOption = None,
 ) -> None:
     """Copy a generation to another store and make it current there: how a store reaches another host."""
@@ -100,8 +112,8 @@ def copy(
 
     opened = Store(store)
     opened.require()
-    name, copied = run(opened, Store(to), generation)
-    typer.echo(f"{to}: current is {name}, {copied:,} bytes copied")
+    name, copied = run(opened, Store(destination), generation)
+    typer.echo(f"{destination}: current is {name}, {copied:,} bytes copied")
 
 
 def _as_dict(one: Listed) -> dict[str, object]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import string
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import tokenizers
 
 from twinbert.errors import BundleError
 from twinbert.tokenizer.interface import TokenBatch
+
+CHARACTERS = 16
+"""Of a long text as many are read first for each token that is kept: three times those of a token of English."""
 
 
 class WordPiece:
@@ -43,6 +49,8 @@ class WordPiece:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         normalizer = self._tokenizer.normalizer
+        self._ends = _word_ends(self._tokenizer)
+        self._beginning = sys.maxsize if self._ends is None else CHARACTERS * max_tokens
         self.digest = hashlib.sha256(content).hexdigest()
         self.max_tokens = max_tokens
         self.lowercase = normalizer is not None and normalizer.normalize_str("A") == "a"
@@ -50,9 +58,47 @@ class WordPiece:
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Token ids of texts: [CLS], the text's pieces, [SEP]."""
-        encodings = self._tokenizer.encode_batch_fast(texts)
+        """Token ids of texts: [CLS], the text's pieces, [SEP].
+
+        Of a long text only a beginning is read, if that has more tokens than are kept.
+        """
+        beginning = self._beginning
+        encodings = self._tokenizer.encode_batch_fast([self._cut(text, beginning) for text in texts])
+        while unsure := [n for n, text in enumerate(texts) if len(text) > beginning and not encodings[n].overflowing]:
+            beginning *= 8  # a text that has to be read whole takes a seventh longer
+            more = self._tokenizer.encode_batch_fast([self._cut(texts[n], beginning) for n in unsure])
+            for n, encoding in zip(unsure, more, strict=True):
+                encodings[n] = encoding
         return TokenBatch(
             ids=[np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
             truncated=np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)),
         )
+
+    def _cut(self, text: str, characters: int) -> str:
+        """A text's beginning up to the last place among its first `characters` where a word surely ends, if any."""
+        if len(text) <= characters:
+            return text
+        assert self._ends is not None
+        ends = self._ends.match(text, 0, characters)
+        return ends[0] if ends else ""
+
+
+def _word_ends(tokenizer: tokenizers.Tokenizer) -> re.Pattern[str] | None:
+    """Matches a text up to the last character that is a word of its own or white space; None: it is not known which.
+
+    Cut there, a text's beginning has the tokens that it has in the whole text. BERT's normaliser changes one character
+    at a time, but for accents, which stay behind the character that they follow; its pre-tokeniser ends a word at each
+    of these characters; and the tokens that are looked for before both (`[SEP]` in a text) contain none of them.
+    """
+    normalizer, added = tokenizer.normalizer, tokenizer.get_added_tokens_decoder().values()
+    if (
+        not isinstance(normalizer, tokenizers.normalizers.BertNormalizer)
+        or not isinstance(tokenizer.pre_tokenizer, tokenizers.pre_tokenizers.BertPreTokenizer)
+        or any(token.normalized for token in added)  # looked for in what the normaliser makes of a text
+    ):
+        return None
+    contained = {character for token in added for character in token.content}
+    ends = re.escape("".join(sorted({*" \t\n\r", *string.punctuation} - contained)))
+    if normalizer.handle_chinese_chars and not any("\u4e00" <= character <= "\u9fff" for character in contained):
+        ends += "\u4e00-\u9fff"
+    return re.compile(f"(?s:.*)[{ends}]") if ends else None
