@@ -90,7 +90,7 @@ def main() -> None:
         for question in QUESTIONS:
             _twinbert("retrieve", "--address", scorer["address"], question, "-k", "4", tables=True)
 
-        _heading("Score: given candidates, one of which does not exist")
+        _heading("Score: given candidates, one of which the corpus does not have")
         _twinbert("score", "--address", scorer["address"], "read a csv file", *CANDIDATES, tables=True)
 
         _heading("What Prometheus sees")
@@ -149,11 +149,12 @@ def _show_metrics(port: int) -> None:
 def _explain(scorer: dict[str, Any], encoder: dict[str, Any]) -> None:
     _heading("The servers go on running")
     grpcurl = _shown(Path(sys.executable).with_name("grpcurl"))
-    _say(f"twinbert retrieve --address {scorer['address']} 'sort a dictionary by value'")
+    _say(f"{_shown(Path(COMMAND))} retrieve --address {scorer['address']} 'sort a dictionary by value'")
     _say(f"{grpcurl} -plaintext {scorer['address']} twinbert.v1.ScorerService/Describe")
     request = '{"tower": "TOWER_QUERY", "texts": ["hello"]}'
     _say(f"{grpcurl} -plaintext -d '{request}' {encoder['address']} twinbert.v1.EncoderService/Encode")
     _say(f"curl http://127.0.0.1:{scorer['metrics_port']}/metrics")
+    _say(f"their logs: {_shown(FOLDER / 'serve.log')} and {_shown(FOLDER / 'encoder.log')}")
     _say(f"stop them with: kill {scorer['pid']} {encoder['pid']}")
 
 
@@ -168,7 +169,7 @@ def _twinbert(*words: str, tables: bool = False) -> None:
 
 
 def _heading(text: str) -> None:
-    _say(f"\n━━ {text} " + "━" * max(0, 96 - len(text)))
+    _say(f"\n━━ {text} " + "━" * max(0, 76 - len(text)))
 
 
 def _shown(path: Path) -> str:

@@ -26,6 +26,8 @@ class Store:
 
     def create(self) -> None:
         """Makes the folders where they are missing."""
+        if self.path.is_dir() and not (self.path / SEGMENTS).is_dir() and any(self.path.iterdir()):
+            raise StoreError(f"{self.path} is not a store and not empty; name a new folder, or one that is a store")
         try:
             for folder in (self.path, *(self.path / name for name in (SEGMENTS, GENERATIONS, BUILDING))):
                 if not folder.is_dir():

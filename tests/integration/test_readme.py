@@ -35,8 +35,9 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
         for port, free in ports.items():
             block = block.replace(port, free)  # noqa: PLW2901
         if language == "python":
-            (tmp_path / "ask.py").write_text(block)
-            lines.append("python ask.py")
+            script = tmp_path / f"block_{len(lines)}.py"
+            script.write_text(block)
+            lines.append(f"python {script.name}")
             continue
         for line in block.splitlines():
             if line.startswith("pip install"):

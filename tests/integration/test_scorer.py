@@ -583,7 +583,8 @@ def test_draining_does_not_wait_for_a_health_watch(tiny_bundle: Path, store: Pat
 
 def fails_to_start(bundle: Path, store: Path, *options: str) -> str:
     """The one line that it says."""
-    done = twinbert("serve", "--bundle", str(bundle), "--store", str(store), "--metrics-port", "0", *options)
+    ports = ("--address", "127.0.0.1:0", "--metrics-port", "0")
+    done = twinbert("serve", "--bundle", str(bundle), "--store", str(store), *ports, *options)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr

@@ -144,7 +144,7 @@ def test_a_missing_extra_is_named(module: str, extra: str, arguments: list[str])
         f"import sys; sys.modules[{module!r}] = None; from twinbert.cli import main; sys.exit(main({arguments}))"
     )
     assert ran.returncode == 2
-    assert ran.stderr == f"twinbert: this needs {module}: pip install 'twinbert[{extra}]'\n"
+    assert ran.stderr == f"twinbert: this needs {module}: pip install 'twinbert[{extra}]', in a checkout '.[{extra}]'\n"
 
 
 def test_a_missing_module_of_no_extra_is_a_bug() -> None:

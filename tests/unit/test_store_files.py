@@ -190,3 +190,11 @@ def test_checksums_of_a_file(tmp_path: Path, size: int) -> None:
     path.unlink()
     with pytest.raises(CorruptError, match="cannot be read"):
         entry.check(path)
+
+
+def test_a_folder_with_other_things_is_not_made_a_store(tmp_path: Path) -> None:
+    """A bundle, say, named by mistake: nothing is written into it."""
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(StoreError, match="is not a store and not empty"):
+        Store(tmp_path).create()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.json"]

@@ -128,7 +128,7 @@ def _missing_extra(error: ImportError) -> str:
     extra = _EXTRAS.get((error.name or "").partition(".")[0])
     if extra is None:
         raise error
-    return f"this needs {error.name}: pip install 'twinbert[{extra}]'"
+    return f"this needs {error.name}: pip install 'twinbert[{extra}]', in a checkout '.[{extra}]'"
 
 
 def command() -> Any:  # noqa: ANN401 - typer does not export the class

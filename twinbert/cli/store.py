@@ -137,7 +137,7 @@ def _as_dict(one: Listed) -> dict[str, object]:
 def _print_list(listed: list[Listed]) -> None:
     from twinbert.cli.tables import on_terminal, print_lines, print_table
 
-    columns = ("", "generation", "published (UTC)", "documents", "encoding", "MB", "model", "fingerprint")
+    columns = ("", "generation", "sealed (UTC)", "documents", "encoding", "MB", "model")
     rows = [_row(one) for one in listed]
     if on_terminal():
         print_table(columns, rows, right=("documents", "MB"))
@@ -150,7 +150,7 @@ def _row(one: Listed) -> tuple[str, ...]:
 
     mark, manifest = ("→" if one.current else ""), one.manifest
     if manifest is None:
-        return mark, one.name, f"damaged: {one.problem}", "", "", "", "", ""
-    published = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    sizes = f"{manifest.documents:,}", manifest.encoding, f"{one.size / 1e6:,.1f}"
-    return mark, one.name, published, *sizes, manifest.model[:8], manifest.fingerprint[:8]
+        return mark, one.name, f"damaged: {one.problem}", "", "", "", ""
+    published = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    sizes = f"{manifest.documents:,}", manifest.encoding, f"{one.size / 1e6:,.0f}"
+    return mark, one.name, published, *sizes, manifest.model[:8]
