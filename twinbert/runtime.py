@@ -23,9 +23,10 @@ __all__ = ["Floats", "Runtime", "TokenBatch"]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-MAX_PADDING = 0.1  # of the tokens that a run computes, or
-# tokens in all, for one more run costs as much (MiniLM on one thread: 2.5 ms a run and 0.21 ms a token). With it 2 to
-# 16 queries of mixed lengths take 3 to 13 % less time; by that cost they are within 2 % of the best division into runs.
+# Of a run's padding: a share of the tokens that it computes, or tokens in all, since another run costs as much as 12
+# tokens (MiniLM on one thread: 2.5 ms a run and 0.21 ms a token). So 2 to 16 queries of mixed lengths take 3 to 13 %
+# less time than with the share alone; by that cost they are within 2 % of the best division into runs.
+MAX_PADDING = 0.1
 FREE_PADDING = 12
 MAX_RUN_TOKENS = 1024  # more is no faster on a CPU
 
