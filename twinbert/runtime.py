@@ -23,7 +23,11 @@ __all__ = ["Floats", "Runtime", "TokenBatch"]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-MAX_PADDING = 0.1  # of the tokens that a run computes
+# Of a run's padding: a share of the tokens that it computes, or tokens in all, since another run costs as much as 12
+# tokens (MiniLM on one thread: 2.5 ms a run and 0.21 ms a token). So 2 to 16 queries of mixed lengths take 3 to 13 %
+# less time than with the share alone; by that cost they are within 2 % of the best division into runs.
+MAX_PADDING = 0.1
+FREE_PADDING = 12
 MAX_RUN_TOKENS = 1024  # more is no faster on a CPU
 
 # These share no base class.
@@ -83,8 +87,9 @@ class Runtime:
     def embed(self, tokens: TokenBatch, tower: Tower = "query") -> Floats:
         """Embeddings [N, D] of texts of any lengths, in their order.
 
-        Texts of like length share a run; at most a tenth of the tokens of a run are padding. A text's embedding is the
-        same in any company to about 1e-7: which kernels compute a matrix product depends on its size.
+        Texts of like length share a run, in which at most a tenth of the tokens are padding, or as many as cost less
+        than another run. A text's embedding is the same in any company to about 1e-7: which kernels compute a matrix
+        product depends on its size.
         """
         session = self._tower(tower).session
         embeddings_ND = np.empty((len(tokens), self.bundle.dimension), dtype=np.float32)
@@ -159,7 +164,8 @@ def _runs(lengths_N: Ints) -> Iterator[Ints]:
     start, tokens = 0, 0  # of the run being filled: where it starts in `order_N`, its tokens without padding
     for stop, length in enumerate(lengths_N[order_N].tolist()):
         computed = (stop + 1 - start) * length  # were this text in the run too
-        if stop > start and (computed > MAX_RUN_TOKENS or computed - tokens - length > MAX_PADDING * computed):
+        padding = computed - tokens - length
+        if stop > start and (computed > MAX_RUN_TOKENS or padding > max(MAX_PADDING * computed, FREE_PADDING)):
             yield order_N[start:stop]
             start, tokens = stop, 0
         tokens += length

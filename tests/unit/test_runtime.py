@@ -55,14 +55,29 @@ def test_padding_does_not_change_an_embedding(tiny_bundle: Path) -> None:
 
 @given(st.lists(st.integers(1, 600), max_size=60))
 def test_runs_are_full_but_for_a_tenth(lengths: list[int]) -> None:
-    """Every text is in one run; a run has at most a tenth of padding, and no more tokens than allowed or one text."""
+    """Every text is in one run; a run is one text, or within its limit and padded by at most a tenth or 12 tokens."""
     lengths_N = np.array(lengths, dtype=np.int64)
     runs = list(runtime_module._runs(lengths_N))
     assert sorted(np.concatenate([*runs, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
     for run in runs:
         computed = len(run) * lengths_N[run].max()
-        assert computed - lengths_N[run].sum() <= 0.1 * computed
+        assert computed - lengths_N[run].sum() <= max(0.1 * computed, 12)
         assert computed <= runtime_module.MAX_RUN_TOKENS or len(run) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "runs"), [([3, 6, 5, 8], 1), ([6, 7, 8, 9], 1), ([8, 9, 7, 9, 8, 9, 7, 9], 1), ([4, 60], 2)]
+)
+def test_a_few_short_texts_share_a_run(lengths: list[int], runs: int) -> None:
+    """Texts are together where another run would cost more than the padding that it saves, and only there."""
+    assert len(list(runtime_module._runs(np.array(lengths)))) == runs
+
+
+def test_many_texts_are_hardly_padded() -> None:
+    """Of what is computed for many texts at most a tenth is padding."""
+    lengths_N = np.array([*range(3, 260)] * 4)
+    computed = sum(len(run) * lengths_N[run].max() for run in runtime_module._runs(lengths_N))
+    assert computed - lengths_N.sum() <= 0.1 * computed
 
 
 def test_shared_towers_are_loaded_once(other_bundle: Path, tiny_bundle: Path) -> None:
