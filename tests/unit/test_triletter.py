@@ -175,6 +175,30 @@ def test_more_than_a_tower_reads_is_cut_and_marked(ascii_: TriLetter) -> None:
     assert batch.ids[2].tolist() == [[*twenty[:19], enumerated("st#")]]
 
 
+PIECES = (*" \t\n\u3000\u00a0\u0308\u0301\u0345¨ΣσİſßǰA-_.한", "wi-fi", "ab", "क्षि", "ﬁ", "e\u0301", "Α\u0301Σ")
+
+
+@given(pieces=st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=40), beginning=st.integers(1, 12))
+def test_a_beginning_has_the_words_of_the_whole(
+    ascii_: TriLetter, unicode_: TriLetter, pieces: list[str], beginning: int
+) -> None:
+    """However little of a long text is read first, the words kept and whether it is cut are those of the whole text."""
+    text = "".join(pieces)
+    for tokenizer in (ascii_, unicode_):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer, "_max_words", 2)
+            patch.setattr(tokenizer, "_beginning", beginning)
+            words, whole = tokenizer._first_words(text), tokenizer._words(text)
+        assert words[:2] == whole[:2]
+        assert (len(words) > 2) == (len(whole) > 2)
+
+
+def test_only_a_beginning_of_a_long_text_is_read(ascii_: TriLetter, unicode_: TriLetter) -> None:
+    """Of many words no more are made than are needed to know that there are more than are kept."""
+    for tokenizer in (ascii_, unicode_):
+        assert 12 < len(tokenizer._first_words("word " * 100_000)) < 50
+
+
 def test_a_text_without_a_letter_is_one_unknown_word(ascii_: TriLetter, unicode_: TriLetter) -> None:
     """`???` and, for ASCII, 東京 are a word of id 0, which a tower can embed, and lose nothing that counts as cut."""
     batch = ascii_.encode(["???", "東京 ラーメン", "a"])
@@ -234,6 +258,14 @@ def test_what_a_tokenizer_knows_of_itself(tmp_path: Path) -> None:
         assert tokenizer.encode(["abcdef"]).ids[0].shape[1] == min(6, max_trigrams)
         digests.add(tokenizer.digest)
     assert len(digests) == 16
+
+
+def test_a_file_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    """JSON deeper than can be read is an error that names the file, whichever kind was expected."""
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    for read in (open_tokenizer_file, TriLetter, WordPiece):
+        with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+            read(tmp_path / "tokenizer.json", max_tokens=8)
 
 
 def test_a_tokenizer_is_opened_by_its_file(tmp_path: Path, tiny_tokenizer: Path) -> None:

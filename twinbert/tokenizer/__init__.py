@@ -54,7 +54,7 @@ def open_tokenizer_file(path: Path, *, max_tokens: int) -> Tokenizer:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
     # What WordPiece reads names no kind.
     stated = content.get("kind") if isinstance(content, dict) else None

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+CHARACTERS = 16
+"""Of a long text as many are read first for each token that is kept: three times those of a token of English."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:

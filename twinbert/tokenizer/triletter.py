@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinbert.errors import BundleError, UsageError
-from twinbert.tokenizer.interface import Ints, TokenBatch
+from twinbert.tokenizer.interface import CHARACTERS, Ints, TokenBatch
 
 Letters = Literal["ascii", "unicode"]
 Punctuation = Literal["drop", "split"]
@@ -96,7 +96,7 @@ class TriLetter:
         try:
             content = path.read_bytes()
             stated = json.loads(content)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
         if not isinstance(stated, dict) or (stated.pop("kind", None), stated.pop("format", None)) != (
             self.kind,
@@ -111,6 +111,7 @@ class TriLetter:
         self.max_tokens = max_tokens
         self.starts_with_cls: bool = stated["cls"]
         self.description = {"lowercase": True, **stated}
+        self._beginning = CHARACTERS * max_tokens
         self._max_words = max_tokens - self.starts_with_cls
         self._max_trigrams: int = stated["max_trigrams"]
         self._unicode = stated["letters"] == "unicode"
@@ -121,7 +122,7 @@ class TriLetter:
         words_W: list[str] = []
         ends, truncated, widths = [], [], []
         for text in texts:
-            words = self._words(text)
+            words = self._first_words(text)
             kept = words[: self._max_words] or [""]
             longest = max(map(len, kept))
             words_W += ["", *kept] if self.starts_with_cls else kept
@@ -134,6 +135,18 @@ class TriLetter:
             ids_WT[starts, 0] = CLS
         ids = [ids_WT[start:end, :width] for start, end, width in zip(starts, ends, widths, strict=True)]
         return TokenBatch(ids, np.array(truncated, dtype=np.bool_))
+
+    def _first_words(self, text: str) -> list[str]:
+        """The words of a text, or of a beginning of it that has more than are kept."""
+        characters = self._beginning
+        while characters < len(text):
+            # A space ends a word whatever the letters are, and no character's case or normal form depends on what is
+            # on its other side.
+            words = self._words(text[: text.rfind(" ", 0, characters) + 1])
+            if len(words) > self._max_words:
+                return words
+            characters *= 8  # a text that has to be read whole takes a seventh longer
+        return self._words(text)
 
     def _words(self, text: str) -> list[str]:
         if self._unicode:

@@ -13,10 +13,7 @@ import numpy as np
 import tokenizers
 
 from twinbert.errors import BundleError
-from twinbert.tokenizer.interface import TokenBatch
-
-CHARACTERS = 16
-"""Of a long text as many are read first for each token that is kept: three times those of a token of English."""
+from twinbert.tokenizer.interface import CHARACTERS, TokenBatch
 
 
 class WordPiece:
