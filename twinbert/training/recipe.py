@@ -14,6 +14,7 @@ A stage whose result is there is not run again, and one that was killed goes on 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import time
@@ -235,7 +236,7 @@ def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Teacher, score
     """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
     with ScoreCache(scores, scorer.digest) as cache:
-        return pairs_.score(chosen, scorer.score, cache, report)
+        return pairs_.score(chosen, functools.partial(scorer.score, fast=True), cache, report)
 
 
 def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:

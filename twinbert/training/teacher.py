@@ -31,7 +31,7 @@ from twinbert.errors import UnsupportedError, UsageError
 from twinbert.importing import PACKAGES, installed
 from twinbert.model.checkpoint import read_json
 from twinbert.training.data import Split
-from twinbert.training.loop import Schedule, Task, fit, new_accelerator, windows
+from twinbert.training.loop import Schedule, Task, fit, multiplies_bf16, new_accelerator, windows
 from twinbert.training.losses import pairwise_logistic
 from twinbert.training.metrics import evaluate
 from twinbert.training.report import Report, Silent
@@ -111,8 +111,13 @@ class Teacher:
         return inputs
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[TextPair]) -> Floats:
-        """Logits of (query, document) pairs, float32 [N]; their sigmoid is the expected grade."""
+    def score(self, pairs: Sequence[TextPair], *, fast: bool = False) -> Floats:
+        """Logits of (query, document) pairs, float32 [N]; their sigmoid is the expected grade.
+
+        Args:
+            pairs: of them.
+            fast: in bf16 where the processor multiplies it: a hundredth off, near enough for a student's targets.
+        """
         self.model.eval()
         device = next(self.model.parameters()).device
         logits_N = np.empty(len(pairs), dtype=np.float32)
@@ -121,7 +126,7 @@ class Teacher:
             lengths = [len(encoding["input_ids"]) for encoding in encodings]
             for rows in windows(range(len(encodings)), lengths, self.batch, window=_SCORED_AT_ONCE):
                 inputs = {name: tensor.to(device) for name, tensor in self.pad([encodings[r] for r in rows]).items()}
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=fast and multiplies_bf16()):
                     logits_B = self.model(**inputs).logits.squeeze(-1)
                 logits_N[np.array(rows) + start] = logits_B.float().cpu().numpy()
         return logits_N
@@ -278,7 +283,11 @@ def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64) -> Teacher:
     try:
         with _quiet():
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, dtype=torch.float32, local_files_only=True
+                path,
+                num_labels=1,
+                dtype=torch.float32,
+                local_files_only=True,
+                attn_implementation="eager",  # pairs are too short for fused attention to pay, in bf16 on a CPU least
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
