@@ -178,18 +178,18 @@ def load_dense(tower: Tower, path: Path) -> None:
     _fill(tower.projection, state, {"weight", "bias"}, path)
 
 
-def save_weights(twin: TwinBert, path: Path) -> None:
-    """Writes every weight of a TwinBERT, shared ones once; equal weights give equal bytes."""
-    path.write_bytes(safetensors.torch.save({name: tensor.detach() for name, tensor in twin.named_parameters()}))
+def save_weights(module: TwinBert | Tower, path: Path) -> None:
+    """Writes every weight of a TwinBERT or a tower, shared ones once; equal weights give equal bytes."""
+    path.write_bytes(safetensors.torch.save({name: tensor.detach() for name, tensor in module.named_parameters()}))
 
 
-def load_weights(twin: TwinBert, path: Path) -> None:
-    """Fills a TwinBERT with what `save_weights` wrote.
+def load_weights(module: TwinBert | Tower, path: Path) -> None:
+    """Fills a TwinBERT or a tower with what `save_weights` wrote.
 
     Raises:
-        BundleError: the file is missing or damaged, or is of a TwinBERT of another configuration.
+        BundleError: the file is missing or damaged, or is of another configuration.
     """
-    _fill(twin, _read(path), {name for name, _ in twin.named_parameters()}, path)
+    _fill(module, _read(path), {name for name, _ in module.named_parameters()}, path)
 
 
 def open_twin(bundle: Bundle) -> TwinBert:

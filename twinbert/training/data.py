@@ -17,6 +17,7 @@ from typing import Literal
 from twinbert.errors import UsageError
 from twinbert.training.rows import require, rows
 from twinbert.training.texts import TextFile
+from twinbert.training.texts import spans as spans_of
 
 _HOME_DEPOT = ("search_term", "product_title", "relevance")
 
@@ -83,12 +84,19 @@ class Dataset:
         judged = (pair.document for split in (self.train, self.dev, self.test) for pair in split.pairs)
         return list(dict.fromkeys(chain(judged, islice(self.documents, unlabelled))))
 
-    def texts(self) -> Iterator[str]:
-        """Every text to learn from, as a stream, in which an unlabelled one may come again."""
+    def texts(self, *, spans: int = 0, seed: int = 0) -> Iterator[str]:
+        """Every text to learn from, as a stream, in which an unlabelled one may come again.
+
+        Args:
+            spans: then so many of each document, see `twinbert.training.texts.spans`.
+            seed: of these.
+        """
         yield from self.training_queries(0)
         yield from self._more_queries()
         yield from self.corpus(0)
         yield from self.documents
+        if spans:
+            yield from spans_of(chain(self.corpus(0), self.documents), spans, seed=seed)
 
     def _more_queries(self) -> Iterator[str]:
         held_out = {pair.query for split in (self.dev, self.test) for pair in split.pairs}

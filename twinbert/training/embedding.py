@@ -9,7 +9,7 @@ Shapes: N texts, B texts of a batch, H width of the pretrained vectors, D of the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -50,14 +50,19 @@ class SpaceConfig:
     """The bi-encoder: a directory, or the name of a package that holds one."""
     loss: SpaceLoss = "cosine"
     """`cosine`: 1 − cos; `mse`: squared distance. Of the mapped embedding to the vector."""
+    spans: int = 0
+    """Runs of words that are taken from each document to learn from besides: a catalogue has far fewer queries."""
     batch: int = 256
     """Texts of a step."""
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=3, rate=5e-4))
     """Steps and rates."""
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(SpaceLoss) or self.batch < 1:
-            raise UsageError(f"space: loss is {self.loss!r} of {' and '.join(get_args(SpaceLoss))}, batch {self.batch}")
+        if self.loss not in get_args(SpaceLoss) or self.batch < 1 or self.spans < 0:
+            raise UsageError(
+                f"space: loss is {self.loss!r} of {' and '.join(get_args(SpaceLoss))}, batch {self.batch}, at least 1, "
+                f"spans {self.spans}, at least 0"
+            )
 
 
 class SpaceLearner(nn.Module):
@@ -129,15 +134,21 @@ def bi_encoder_vectors(
         UsageError: the teacher cannot be used.
     """
     imported = import_twin(teacher)
-    name = hashlib.sha256(imported.source["weights_sha256"].encode())
-    for text in texts:
-        name.update(text.encode() + b"\0")
-    path = directory / f"{name.hexdigest()[:32]}.f32"
+    name = hashlib.sha256(f"{imported.source['weights_sha256']}{digest_of_texts(texts)}".encode()).hexdigest()
+    path = directory / f"{name[:32]}.f32"
     width = imported.twin.config.document.dimension
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
         _append_vectors(path, imported, texts, report)
     return np.memmap(path, np.float32, "r").reshape(-1, width)
+
+
+def digest_of_texts(texts: Iterable[str]) -> str:
+    """sha256 of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

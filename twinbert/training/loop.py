@@ -119,8 +119,8 @@ def new_accelerator() -> accelerate.Accelerator:
 def multiplies_bf16() -> bool:
     """Whether the processor that trains has instructions for it; without them it is slower than float32."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _keep_heap() -> None:

@@ -5,7 +5,8 @@
     RUN/scores/<teacher>.scores     what it said of each pair
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
-    RUN/students/<name>/            runs of its stages; RUN/students/<name>/bundle is it
+    RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
+    RUN/students/<name>/            run of its distillation; RUN/students/<name>/bundle is it
     RUN/times.jsonl                 how long each stage took, in the order in which they ended
 
 A stage whose result is there is not run again, and one that was killed goes on from its checkpoint.
@@ -193,7 +194,7 @@ def run(
                 scored if config.needs_teacher and scored is not None else judged,
                 output=folder,
                 seed=recipe.seed,
-                vectors=output / "vectors",
+                common=output,
                 report=report,
             )
         bundles[name] = folder / "bundle"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import accelerate
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from twinbert.bundle import Bundle
+from twinbert.bundle import Bundle, describe_file
 from twinbert.bundle import Tower as TowerName
 from twinbert.errors import UsageError
 from twinbert.export import export
@@ -32,6 +33,7 @@ from twinbert.training.embedding import (
     SpaceLearner,
     bi_encoder_vectors,
     chunks_on,
+    digest_of_texts,
     map_from,
 )
 from twinbert.training.initial import StudentConfig, build
@@ -113,7 +115,7 @@ def train(
     *,
     output: Path,
     seed: int,
-    vectors: Path | None = None,
+    common: Path | None = None,
     report: Report | None = None,
 ) -> Student:
     """Trains a student, calibrates it on dev and exports its bundle.
@@ -122,9 +124,10 @@ def train(
         config: the student.
         dataset: dev is measured after each epoch and calibrates; nothing else of it is used but unlabelled texts.
         pairs: what is distilled, scored by the teacher where a loss needs it.
-        output: folder: `space` and `distil` are the stages' runs, `bundle` is the result; one that is there is loaded.
+        output: folder: `distil` is the run, `bundle` is the result; one that is there is loaded.
         seed: of everything random.
-        vectors: folder of a bi-encoder's vectors, which students can share; by default one in `output`.
+        common: folder of what students share: `spaces` are runs of first stages, `vectors` those that they learn; by
+            default `output`.
         report: what is told.
 
     Raises:
@@ -136,17 +139,15 @@ def train(
     accelerator = new_accelerator()
     main = accelerator.is_main_process
     described = {"student": dataclasses.asdict(config), "seed": seed}
-    inputs = {"pairs": _digest(pairs), "dev": digest_of(dataset.dev)}
-    run = Run(output / "distil", {**described, **inputs}, writes=main)
+    described |= {"pairs": _digest(pairs), "dev": digest_of(dataset.dev)}
+    run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():
         torch.manual_seed(seed)
         with accelerator.main_process_first():
             twin, tokenizer = build(config, output, pairs, seed)
         student = Student(twin.to(accelerator.device), tokenizer)
         if config.space is not None:
-            first = Run(output / "space", {**described, "train": digest_of(dataset.train), **inputs}, writes=main)
-            folder = vectors or output / "vectors"
-            _learn_space(config, student, dataset, folder, run=first, seed=seed, report=report, accelerator=accelerator)
+            _learn_space(config, student, dataset, common or output, seed=seed, report=report, accelerator=accelerator)
         _start_crossings(student, pairs)
         blocks = Blocks(
             pairs,
@@ -176,39 +177,51 @@ def _learn_space(
     config: StudentConfig,
     student: Student,
     dataset: Dataset,
-    vectors: Path,
+    common: Path,
     *,
-    run: Run,
     seed: int,
     report: Report,
     accelerator: accelerate.Accelerator,
 ) -> None:
-    """Stage one: the document tower learns from every text, and the query tower starts as it."""
+    """Stage one: the document tower learns from every text, and the query tower starts as it.
+
+    Students of which no more differs than what comes afterwards share it.
+    """
     assert config.space is not None
-    twin, done = student.twin, run.path / "twin.safetensors"
+    twin, tokenizer = student.twin, student.tokenizers["document"]
+
+    def lessons_texts() -> Iterator[str]:
+        assert config.space is not None
+        return dataset.texts(spans=config.space.spans, seed=seed)
+
+    described = {
+        "tower": dataclasses.asdict(twin.config.document),
+        "tokenizer": describe_file(student.tokenizer)["sha256"],
+        "max_tokens": twin.config.document_max_tokens,
+        "space": dataclasses.asdict(config.space),
+        "together": config.together,
+        "seed": seed,
+        "texts": digest_of_texts(lessons_texts()),
+    }
+    main = accelerator.is_main_process
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+    run = Run(common / "spaces" / name, described, writes=main)
+    done = run.path / "tower.safetensors"
     if not done.exists():
-        main = accelerator.is_main_process
         texts_path = run.path / "texts"
         with accelerator.main_process_first():
-            texts = TextFile.write(texts_path, dataset.texts()) if main else TextFile(texts_path)
-            vectors_NH = bi_encoder_vectors(config.space.teacher, texts, vectors, report, writes=main)
+            texts = TextFile.write(texts_path, lessons_texts()) if main else TextFile(texts_path)
+            vectors_NH = bi_encoder_vectors(config.space.teacher, texts, common / "vectors", report, writes=main)
         sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE])
         back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
-        lessons = Lessons(
-            texts,
-            student.tokenizers["document"],
-            vectors_NH,
-            batch=config.space.batch,
-            together=config.together,
-            seed=seed,
-        )
+        lessons = Lessons(texts, tokenizer, vectors_NH, batch=config.space.batch, together=config.together, seed=seed)
 
         def measure() -> dict[str, float]:
             twin.query.load_state_dict(twin.document.state_dict())
             return _measure(student, dataset.dev)
 
         task = Task(
-            name=f"{run.path.parent.name} space",
+            name=f"space {name}",
             module=SpaceLearner(twin.document, back, config.space.loss),
             batches=lessons.batches,
             collate=lessons.collate,
@@ -216,13 +229,13 @@ def _learn_space(
         )
         fit(task, config.space.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
         if main:
-            twin.query.load_state_dict(twin.document.state_dict())
             building = done.with_suffix(".building")
-            save_weights(twin, building)
+            save_weights(twin.document, building)
             building.rename(done)
             run.drop_checkpoint()
         accelerator.wait_for_everyone()
-    load_weights(twin, done)
+    load_weights(twin.document, done)
+    twin.query.load_state_dict(twin.document.state_dict())
 
 
 def _start_crossings(student: Student, pairs: Pairs) -> None:

@@ -1,14 +1,30 @@
-"""Texts on disk: more than fit into memory, read by position."""
+"""Texts to learn from: on disk, more than fit into memory, read by position; and parts of them."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+
+
+def spans(documents: Iterable[str], each: int, *, seed: int) -> Iterator[str]:
+    """Stand-ins for queries, of which there are never enough: runs of 1 to 4 successive words of documents.
+
+    Args:
+        documents: a stream.
+        each: of one document.
+        seed: of their places.
+    """
+    generator = np.random.default_rng(seed)
+    for document in documents:
+        words = document.split()
+        for length, place in zip(generator.integers(1, 5, each), generator.random(each), strict=True):
+            start = int(place * max(1, len(words) - length + 1))
+            yield " ".join(words[start : start + length])
 
 
 class TextFile(Sequence[str]):
