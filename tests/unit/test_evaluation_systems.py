@@ -39,7 +39,11 @@ def run(followed: recipe.Recipe, tiny_bundle: Path, tmp_path_factory: pytest.Tem
     """A run's folder with a checkpoint, a teacher that has learned nothing, and one student."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     synthetic.save_checkpoint(folder / "checkpoint")
-    (folder / "configuration.json").write_text(json.dumps({"recipe": dataclasses.asdict(followed)}))
+    described = dataclasses.asdict(followed)
+    for name, student in described.pop("students").items():
+        (folder / "students" / name).mkdir(parents=True)
+        (folder / "students" / name / "configuration.json").write_text(json.dumps({"student": student}))
+    (folder / "configuration.json").write_text(json.dumps({"recipe": described}))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "checkpoint", num_labels=1)
     model.save_pretrained(folder / "teacher" / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
@@ -55,7 +59,7 @@ def names(rows: list[System]) -> list[str]:
 
 def test_a_runs_recipe_is_read_back(run: Path, followed: recipe.Recipe) -> None:
     """What configuration.json says is the recipe that was followed, whole."""
-    assert systems.recipe_of(run) == followed
+    assert recipe.followed(run) == followed
 
 
 def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
@@ -86,7 +90,7 @@ def test_seeds_of_another_recipe_are_refused(run: Path, dataset: Dataset, follow
 def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
     """A folder without configuration.json, and a student that was never trained, are named."""
     with pytest.raises(UsageError, match="is no folder of `twinbert train run`"):
-        systems.recipe_of(tmp_path)
+        recipe.followed(tmp_path)
     with pytest.raises(UsageError, match="no trained student 'triletter'; it has wordpiece"):
         systems.bundles_of(run, ["triletter"])
 

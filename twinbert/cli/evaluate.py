@@ -35,10 +35,11 @@ def baselines(
     documents: DocumentsOption = None,
 ) -> None:
     """Train what students are compared with: C-DSSM on the same pairs, and a cross-encoder of 3 layers."""
+    from twinbert.training.recipe import followed
     from twinbert.training.report import reporting
-    from twinbert.training.systems import recipe_of, train_baselines
+    from twinbert.training.systems import train_baselines
 
-    dataset = _read(recipe_of(run), data, dev, test, documents)
+    dataset = _read(followed(run), data, dev, test, documents)
     with reporting() as report:
         train_baselines(run, dataset, report)
 
@@ -133,10 +134,9 @@ def parity(
 
 def _recipe(name: str | None, runs: list[Path]) -> Recipe:
     from twinbert.training import recipe as recipes
-    from twinbert.training.systems import recipe_of
 
     if runs:
-        return recipe_of(runs[0])
+        return recipes.followed(runs[0])
     if name is None:
         raise UsageError("without the folder of a run nothing says what the data is; give --recipe, e.g. pairs")
     return recipes.load(name)

@@ -28,7 +28,7 @@ from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer_file
 from twinbert.training.blocks import chunks
 from twinbert.training.distillation import embed
-from twinbert.training.loop import Schedule, windows
+from twinbert.training.loop import Schedule, multiplies_bf16, windows
 from twinbert.training.report import Report
 from twinbert.training.texts import TextFile
 
@@ -163,7 +163,9 @@ def _append_vectors(path: Path, imported: Imported, texts: Sequence[str], report
         file.truncate(done * 4 * width)
         for start in range(done, len(texts), _ENCODED_AT_ONCE):
             part = chunks_on(device, reader.encode(texts[start : start + _ENCODED_AT_ONCE]))
-            file.write(embed(tower, part).cpu().numpy().tobytes())
+            with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16()):
+                vectors_BH = embed(tower, part)
+            file.write(vectors_BH.cpu().numpy().tobytes())
             file.flush()
             report.progress("vectors", min(start + _ENCODED_AT_ONCE, len(texts)), len(texts), unit="texts")
     sync_file(path)

@@ -1,12 +1,12 @@
 """A recipe: a TOML file that says, from data to bundles, what is trained and how; and the run that follows it.
 
-    RUN/configuration.json          the recipe as it was run, and the digest of the data
+    RUN/configuration.json          the recipe as it was run, without its students, and the digest of the data
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/scores/<teacher>.scores     what it said of each pair
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
-    RUN/students/<name>/            run of its distillation; RUN/students/<name>/bundle is it
+    RUN/students/<name>/            its configuration; RUN/students/<name>/distil is the run, …/bundle is it
     RUN/times.jsonl                 how long each stage took, in the order in which they ended
 
 A stage whose result is there is not run again, and one that was killed goes on from its checkpoint.
@@ -49,7 +49,7 @@ class Recipe:
     """What is trained on what.
 
     Raises:
-        UsageError: there is no student.
+        UsageError: the sample is no share.
     """
 
     source: Source
@@ -68,8 +68,6 @@ class Recipe:
     """By name; those whose losses need no teacher learn from the judged pairs alone."""
 
     def __post_init__(self) -> None:
-        if not self.students:
-            raise UsageError("recipe: has no student; give at least one table [students.NAME]")
         if not 0 < self.sample <= 1:
             raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
 
@@ -117,7 +115,10 @@ def load(name: str, *, budget: str | None = FULL, changes: Mapping[str, Any] | N
         raise UsageError(f"{name}: has no budget {budget!r}; there are {', '.join([FULL, *budgets])}")
     for override in (budgets.get(budget, {}), changes or {}):
         table = _merged(table, override)
-    return build(Recipe, table, name)
+    recipe = build(Recipe, table, name)
+    if not recipe.students:
+        raise UsageError(f"{name}: the recipe has no student; give at least one table [students.NAME]")
+    return recipe
 
 
 def build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
@@ -168,8 +169,7 @@ def run(
     main = accelerator.is_main_process
     dataset = _read_pairs(recipe, inputs)
     digest = teacher.digest_of(dataset.train, dataset.dev, dataset.test)
-    # The folder is claimed before anything is put in it.
-    Run(output, {"recipe": dataclasses.asdict(recipe), "data": digest}, writes=main)
+    _claim(recipe, chosen, digest, output, writes=main)
     with accelerator.main_process_first():
         dataset = _with_texts(dataset, recipe, inputs, output / "texts")
         recipe = _with_checkpoint(recipe, output, writes=main)
@@ -199,6 +199,43 @@ def run(
             )
         bundles[name] = folder / "bundle"
     return bundles
+
+
+def _claim(recipe: Recipe, students: Collection[str], data: str, output: Path, *, writes: bool) -> None:
+    """Takes a run's folder, and those of its students, before anything is put in them or an hour is spent.
+
+    Each student has a claim of its own: another one, or one that was changed, can join a teacher that is there.
+    """
+    described = dataclasses.asdict(recipe)
+    configured = described.pop("students")
+    Run(output, {"recipe": described, "data": data}, writes=writes)
+    for name in students:
+        Run(output / "students" / name, {"student": configured[name]}, writes=writes)
+
+
+def followed(run: Path) -> Recipe:
+    """The recipe that a run followed, with the students that it has so far.
+
+    Raises:
+        UsageError: the folder is of no run.
+    """
+    path = run / "configuration.json"
+    try:
+        table = json.loads(path.read_bytes())["recipe"]
+        students = {
+            file.parent.name: json.loads(file.read_bytes())["student"]
+            for file in sorted(run.glob("students/*/configuration.json"))
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run}: is no folder of `twinbert train run` ({error}); give one with --run") from error
+    return build(Recipe, _given(table | {"students": students}), str(path))
+
+
+def _given(table: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """A table without its nulls, which TOML has not."""
+    if isinstance(table, dict):
+        return {name: _given(value) for name, value in table.items() if value is not None}
+    return table
 
 
 def read(recipe: Recipe, inputs: Inputs) -> Dataset:

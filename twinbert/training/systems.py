@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,20 +40,6 @@ SHALLOW_LAYERS = 3
 _WEIGHTS = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def recipe_of(run: Path) -> Recipe:
-    """The recipe that a run followed.
-
-    Raises:
-        UsageError: the folder is of no run.
-    """
-    path = run / "configuration.json"
-    try:
-        table = json.loads(path.read_bytes())["recipe"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{run}: is no folder of `twinbert train run` ({error}); give one with --run") from error
-    return recipe.build(Recipe, _given(table), str(path))
-
-
 def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: DssmConfig | None = None) -> None:
     """Trains C-DSSM and the shallow cross-encoder of a run whose teacher is there; what is there is not trained again.
 
@@ -67,7 +52,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
     Raises:
         UsageError: `run` is no run, or lacks its teacher.
     """
-    followed = recipe_of(run)
+    followed = recipe.followed(run)
     folder = run / "baselines"
     folder.mkdir(exist_ok=True)
     checkpoint = teacher.locate(_own(followed.teacher.checkpoint, run))
@@ -107,7 +92,10 @@ def systems(dataset: Dataset, followed: Recipe, runs: Sequence[Path]) -> Iterato
         BundleError: a student's bundle is damaged.
     """
     for run in runs:
-        if dataclasses.replace(recipe_of(run), seed=followed.seed) != followed:
+        other = recipe.followed(run)
+        shared = followed.students.keys() & other.students.keys()
+        alike = all(followed.students[name] == other.students[name] for name in shared)
+        if not alike or dataclasses.replace(other, seed=followed.seed, students=followed.students) != followed:
             raise UsageError(f"{run}: is a run of another recipe; only seeds of one recipe share a table")
     for seed in range(max(1, len(runs))):
         yield System(name="random", score=Random(seed).score)
@@ -133,7 +121,7 @@ def _untrained(followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
 
 def _trained(run: Path) -> Iterator[System]:
     """What a run has trained so far: baselines, the teacher, and every student's crossing layers."""
-    followed = recipe_of(run)
+    followed = recipe.followed(run)
     if (folder := run / "baselines" / "c-dssm").is_dir():
         twin = _twin(dssm.load(folder))
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
@@ -154,7 +142,7 @@ def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]
     Raises:
         UsageError: one that is wanted is not there.
     """
-    bundles = {name: run / "students" / name / "bundle" for name in recipe_of(run).students}
+    bundles = {name: run / "students" / name / "bundle" for name in recipe.followed(run).students}
     there = {name: path for name, path in bundles.items() if path.is_dir()}
     for name in names or ():
         if name not in there:
@@ -178,7 +166,7 @@ def teacher_of(run: Path) -> Scorer:
     Raises:
         UsageError: the run has none yet.
     """
-    return _probabilities(_load_teacher(recipe_of(run), run / "teacher" / "model"))
+    return _probabilities(_load_teacher(recipe.followed(run), run / "teacher" / "model"))
 
 
 def _load_teacher(followed: Recipe, path: Path) -> teacher.Teacher:
@@ -211,10 +199,3 @@ def _twin(student: Student) -> Twin:
         return probabilities_N
 
     return Twin(Embedded(student.embed), cross)
-
-
-def _given(table: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A table without its nulls, which TOML has not."""
-    if isinstance(table, dict):
-        return {name: _given(value) for name, value in table.items() if value is not None}
-    return table
