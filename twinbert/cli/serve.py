@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +20,24 @@ from twinbert.cli.options import (
 
 
 def serve(
+    context: typer.Context,
     *,
     bundle: BundleOption,
     store: StoreOption,
     address: BindOption = SCORER_ADDRESS,
     metrics_port: MetricsPortOption = SCORER_METRICS_PORT,
     metrics_host: Annotated[str, typer.Option(metavar="HOST", help="Where /metrics listens.")] = "127.0.0.1",
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Processes, each on the next port of both kinds; one that dies is started again."
+        ),
+    ] = 1,
     engines: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Batches encoded at a time; by default one a core, up to 4.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Batches that a process encodes at a time; by default one a core, up to 4."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that encode one batch.")] = 1,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that may wait for an engine.")] = 512,
@@ -51,6 +63,8 @@ def serve(
     ] = 20.0,
 ) -> None:
     """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
+    if workers > 1:
+        raise typer.Exit(_supervise(context, workers))
     # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Queries are short: spreading their tokenising over threads costs more than it saves.
@@ -87,3 +101,28 @@ def serve(
             hold_seconds=hold_seconds,
         ),
     )
+
+
+def _supervise(context: typer.Context, workers: int) -> int:
+    from scorer_server.settings import default_engines
+    from scorer_server.supervisor import Ports, consecutive, supervise
+
+    given = dict(context.params)
+    given["engines"] = given["engines"] or default_engines(workers)
+
+    def command(ports: Ports) -> list[str]:
+        own = {"address": ports.address, "metrics_port": ports.metrics_port, "workers": 1}
+        return [sys.executable, "-m", "twinbert", "serve", *_words(context, given | own)]
+
+    return supervise(command, consecutive(given["address"], given["metrics_port"], workers))
+
+
+def _words(context: typer.Context, values: dict[str, Any]) -> Iterator[str]:
+    """Options as words of a command line."""
+    for option in context.command.params:
+        value = values.get(option.name or "")
+        if isinstance(value, bool):
+            names = option.opts if value else option.secondary_opts
+            yield from names[:1]
+        elif value is not None:
+            yield from (option.opts[0], str(value))
