@@ -137,6 +137,23 @@ def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Pa
     assert trained.digest != teacher.load(tmp_path / "run" / "model", max_tokens=20).digest
 
 
+def test_several_teachers_speak_with_one_voice(checkpoint: Path) -> None:
+    """The logit of several is the mean of theirs; their digest is of all of them, and of one alone its own."""
+    members = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # of the new head
+        members.append(teacher.open_checkpoint(checkpoint, max_tokens=24))
+    members[1].digest = "another"
+    pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs[:8]]
+    both, one = teacher.Ensemble(members), teacher.Ensemble(members[:1])
+    first, second = (member.score(pairs) for member in members)
+    assert np.abs(first - second).max() > 0
+    np.testing.assert_allclose(both.score(pairs), (first + second) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(one.score(pairs), first)
+    assert one.digest == members[0].digest
+    assert both.digest not in {member.digest for member in members}
+
+
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Too few positions, no trained head, missing files, an architecture that is none: clear errors."""
     with pytest.raises(UsageError, match="reads 64 tokens, max_tokens is 65"):

@@ -93,14 +93,15 @@ def teacher(
     ] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Fine-tune only a recipe's teacher, a cross-encoder, on human grades: RUN/teacher/model."""
+    """Fine-tune only a recipe's teacher, a cross-encoder, on human grades: RUN/teacher/model; of several also RUN/teacher-2/model …."""
     from twinbert.training import recipe as recipes
 
     changes = _given(seed=seed) | ({"teacher": {"checkpoint": checkpoint}} if checkpoint else {})
     loaded = recipes.load(recipe, budget=budget, changes=changes)
     with _reporting() as report:
         recipes.run(loaded, recipes.Inputs(train=data, dev=dev, test=test), output, students=(), report=report)
-    typer.echo(f"teacher\t{output / 'teacher' / 'model'}")
+    for folder in recipes.teacher_folders(loaded, output):
+        typer.echo(f"{folder.name}\t{folder / 'model'}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
     RUN/configuration.json          the recipe as it was run, without its students, and the digest of the data
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
+    RUN/teacher-2/ …                those of the others, where several teach together
     RUN/scores/<teacher>.scores     what it said of each pair
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
@@ -49,7 +50,7 @@ class Recipe:
     """What is trained on what.
 
     Raises:
-        UsageError: the sample is no share.
+        UsageError: the sample is no share, or there is no teacher.
     """
 
     source: Source
@@ -62,6 +63,8 @@ class Recipe:
     """Share of the training queries to learn from."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The cross-encoder."""
+    teachers: int = 1
+    """How many of it there are, of successive seeds; the mean of their logits teaches."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
     """What it is asked."""
     students: Mapping[str, StudentConfig]
@@ -70,6 +73,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.sample <= 1:
             raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
+        if self.teachers < 1:
+            raise UsageError(f"recipe: teachers is {self.teachers}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +182,7 @@ def run(
     scored: Pairs | None = None
     if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
         with _timed(output, "teacher", report, writes=main):
-            scorer = train_teacher(recipe, dataset, output / "teacher", report)
+            scorer = train_teacher(recipe, dataset, output, report)
         if not chosen:
             return {}
         with _timed(output, "pairs", report, writes=main), accelerator.main_process_first():
@@ -265,12 +270,24 @@ def _with_texts(dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path |
     )
 
 
-def train_teacher(recipe: Recipe, dataset: Dataset, output: Path, report: Report) -> teacher.Teacher:
+def teacher_folders(recipe: Recipe, run: Path) -> list[Path]:
+    """Where a run has its teachers."""
+    return [run / ("teacher" if number == 1 else f"teacher-{number}") for number in range(1, recipe.teachers + 1)]
+
+
+def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -> teacher.Ensemble:
     """The recipe's teacher; one that is there is loaded."""
-    return teacher.train(recipe.teacher, dataset.train, dataset.dev, output=output, seed=recipe.seed, report=report)
+    return teacher.Ensemble(
+        [
+            teacher.train(
+                recipe.teacher, dataset.train, dataset.dev, output=folder, seed=recipe.seed + number, report=report
+            )
+            for number, folder in enumerate(teacher_folders(recipe, run))
+        ]
+    )
 
 
-def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Teacher, scores: Path, report: Report) -> Pairs:
+def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Ensemble, scores: Path, report: Report) -> Pairs:
     """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
     with ScoreCache(scores, scorer.digest) as cache:

@@ -1,6 +1,6 @@
 """The rows of the table: what is in the folders of runs, and the baselines that belong beside it.
 
-    RUN/teacher/model               the teacher
+    RUN/teacher/model               the teacher, with those in RUN/teacher-2 … where there are several
     RUN/students/<name>/bundle      a student, a row for each of its crossing layers
     RUN/baselines/c-dssm            C-DSSM on the students' pairs
     RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
@@ -60,7 +60,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
     config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
     output = folder / "cross-encoder-3"
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
-    scorer = _load_teacher(followed, run / "teacher" / "model")
+    scorer = _load_teacher(followed, *recipe.teacher_folders(followed, run))
     pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
     network = network or DssmConfig()
     dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
@@ -125,7 +125,7 @@ def _trained(run: Path) -> Iterator[System]:
     if (folder := run / "baselines" / "c-dssm").is_dir():
         twin = _twin(dssm.load(folder))
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
-    if (folder := run / "baselines" / "cross-encoder-3" / "model").is_dir():
+    if (folder := run / "baselines" / "cross-encoder-3").joinpath("model").is_dir():
         yield System(name=SHALLOW, score=_probabilities(_load_teacher(followed, folder)))
     yield System(name=TEACHER, score=teacher_of(run))
     for name, folder in bundles_of(run).items():
@@ -166,14 +166,20 @@ def teacher_of(run: Path) -> Scorer:
     Raises:
         UsageError: the run has none yet.
     """
-    return _probabilities(_load_teacher(recipe.followed(run), run / "teacher" / "model"))
+    followed = recipe.followed(run)
+    return _probabilities(_load_teacher(followed, *recipe.teacher_folders(followed, run)))
 
 
-def _load_teacher(followed: Recipe, path: Path) -> teacher.Teacher:
-    return teacher.load(path, max_tokens=followed.teacher.max_tokens, batch=followed.teacher.batch)
+def _load_teacher(followed: Recipe, *folders: Path) -> teacher.Ensemble:
+    return teacher.Ensemble(
+        [
+            teacher.load(folder / "model", max_tokens=followed.teacher.max_tokens, batch=followed.teacher.batch)
+            for folder in folders
+        ]
+    )
 
 
-def _probabilities(scorer: teacher.Teacher) -> Scorer:
+def _probabilities(scorer: teacher.Ensemble) -> Scorer:
     """A teacher gives logits."""
 
     def score(pairs: Sequence[tuple[str, str]]) -> Floats:
