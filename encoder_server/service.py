@@ -18,7 +18,7 @@ from twinbert.bundle import TOWERS, Tower
 from twinbert.errors import InvalidRequestError, QueueFullError
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, answered, register
+from twinbert.serving.rpc import Context, Edge, answered, register
 from twinbert.text import is_blank
 from twinbert.v1 import encoder_pb2 as pb
 from twinbert.v1 import encoder_pb2_grpc
@@ -39,6 +39,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     """
 
     name = _SERVICE.full_name
+    writing = frozenset({"Refresh"})
 
     def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
         self.state = State()
@@ -73,8 +74,9 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self.state.require_serving()
         await self._refresher.answer(request_iterator, context.write)
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicer."""
+    def register(self, server: grpc.aio.Server, edge: Edge) -> None:
+        """Adds the servicer, whose calls pass the edge."""
+        self.edge = edge
         register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
@@ -99,7 +101,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
             if is_blank(text):
                 raise InvalidRequestError(f"texts[{place}]", "is blank")
         if self._encodes >= self._settings.workers + self._settings.waiting:
-            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", retry_after_s=1.0)
+            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", 1.0, what="encodes")
         return _TOWERS[request.tower]
 
     def _encode(self, texts: list[str], tower: Tower) -> bytes:

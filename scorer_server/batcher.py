@@ -136,6 +136,7 @@ class Batcher:
             raise QueueFullError(
                 f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
                 self._recent_s * batches,
+                what="queries",
             )
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)

@@ -71,7 +71,9 @@ class Retriever:
             raise UnsupportedError("Retrieve needs a bundle with a cosine crossing; this one has none: use Score")
         if self._waiting >= self._settings.retrievals:
             raise QueueFullError(
-                f"{self._waiting} Retrieve requests are waiting, which is the limit; try again, or another replica", 1.0
+                f"{self._waiting} Retrieve requests are waiting, which is the limit; try again, or another replica",
+                1.0,
+                what="retrievals",
             )
         self._waiting += 1
         try:

@@ -105,6 +105,7 @@ class Scorer:
                 f"{self._candidates:,} candidates are being scored, {self._most_candidates:,} may be; "
                 "try again, or another replica",
                 0.05,
+                what="candidates",
             )
         self._candidates += candidates
         try:

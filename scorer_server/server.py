@@ -12,7 +12,8 @@ from store.store import Store
 from twinbert.bundle import Bundle
 from twinbert.runtime import Runtime
 from twinbert.serving import log
-from twinbert.serving.lifecycle import Listening, run
+from twinbert.serving.lifecycle import run
+from twinbert.serving.listening import Listening
 
 
 def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings) -> None:
@@ -22,7 +23,7 @@ def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings
         BundleError: the bundle is missing or damaged.
         StoreError: the store is missing, empty or damaged.
         MismatchError: the store was made with another bundle.
-        UsageError: an address cannot be bound.
+        UsageError: an address cannot be bound, or certificates or tokens are no good.
     """
     log.configure()
     metrics = Metrics()

@@ -21,7 +21,7 @@ from store.store import Store
 from twinbert import __version__
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, answered, register
+from twinbert.serving.rpc import Context, Edge, answered, register
 from twinbert.v1 import scorer_pb2 as pb
 from twinbert.v1 import scorer_pb2_grpc
 
@@ -43,6 +43,7 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
     """
 
     name = _SERVICE.full_name
+    writing: frozenset[str] = frozenset()
 
     def __init__(
         self, store: Store, runtime: Runtime, settings: Settings, message_bytes: int, metrics: Metrics
@@ -96,8 +97,9 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
             server_version=__version__,
         )
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicer."""
+    def register(self, server: grpc.aio.Server, edge: Edge) -> None:
+        """Adds the servicer, whose calls pass the edge."""
+        self.edge = edge
         register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
