@@ -117,9 +117,16 @@ class UnsupportedError(TwinbertError):
 
 
 class RemoteError(TwinbertError):
-    """A server answered with an error. `code` is the gRPC status code's name."""
+    """A server answered with an error.
 
-    def __init__(self, code: str, reason: str, message: str) -> None:
+    Attributes:
+        code: the gRPC status code's name.
+        reason: from `ErrorInfo`, else the code.
+        request_id: by which the server's log knows the request; empty where the server was not reached.
+    """
+
+    def __init__(self, code: str, reason: str, message: str, *, request_id: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.request_id = request_id

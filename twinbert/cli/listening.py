@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
     from twinbert.serving.listening import Listening
@@ -109,31 +110,4 @@ def _listening(
     )
 
 
-def listens(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a command that takes `listening`: on the command line it takes the options of `_listening` instead.
-
-    Args:
-        defaults: those that this server has of its own, by option.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in _parameters(command) if one.name != "listening"]
-        shared = [one.replace(default=defaults.get(one.name, one.default)) for one in _parameters(_listening)]
-
-        def run(**given: Any) -> None:  # noqa: ANN401  whatever the options are
-            listening = _listening(**{one.name: given.pop(one.name) for one in shared})
-            command(listening=listening, **given)
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        parameters = [*own, *shared]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        return run
-
-    return decorate
-
-
-def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
-    """Its parameters, with annotations as Typer reads them. Listening is imported when a server starts."""
-    known = {**vars(inspect.getmodule(function)), "Listening": object}
-    return [*inspect.signature(function, locals=known, eval_str=True).parameters.values()]
+listens = partial(shares, "listening", _listening)

@@ -13,7 +13,6 @@ ENCODER_ADDRESS = "127.0.0.1:50052"
 SCORER_METRICS_PORT = 9101
 ENCODER_METRICS_PORT = 9102
 
-AddressOption = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server is.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="The bundle's directory.")]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The store's directory.")]
 ThreadsOption = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -73,8 +73,14 @@ class EncoderClient:
     Args and errors of the constructor are those of `ScorerClient`.
     """
 
-    def __init__(self, address: str | Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoint = Endpoint(address, credentials)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | Callable[[], str] | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, credentials, token)
         self._channel = self._endpoint.channel()
         self._stub = EncoderServiceStub(self._channel)
 
@@ -97,7 +103,7 @@ class EncoderClient:
         except (TypeError, ValueError) as error:
             raise InvalidRequestError("texts", f"texts are strings, tower is 'query' or 'document': {error}") from error
         with self._endpoint.errors(timeout):
-            response = self._stub.Encode(request, timeout=timeout)
+            response = self._stub.Encode(request, timeout=timeout, metadata=self._endpoint.metadata())
         flat = np.frombuffer(response.embeddings, "<f4").astype(np.float32)
         return Embeddings(flat.reshape(-1, response.dimension), response.model, response.fingerprint)
 
@@ -125,7 +131,9 @@ class EncoderClient:
         """
         # gRPC reads the requests in a thread of its own and hides what they raise: it is kept here, for the caller.
         failures: list[Exception] = []
-        call = self._stub.Refresh(_refresh_requests(documents, encoding, failures), timeout=timeout)
+        call = self._stub.Refresh(
+            _refresh_requests(documents, encoding, failures), timeout=timeout, metadata=self._endpoint.metadata()
+        )
         try:
             with self._endpoint.errors(timeout):
                 for response in call:

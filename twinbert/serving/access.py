@@ -25,7 +25,6 @@ from twinbert.serving.log import bind
 from twinbert.serving.metrics import ReloadMetrics
 from twinbert.serving.reloading import Reloaded
 from twinbert.serving.rpc import Context, Edge
-from twinbert.serving.status import DETAILS_KEY, failure
 
 RIGHTS = frozenset({"read", "write"})
 
@@ -123,11 +122,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _refusing(self, method: str, error: TwinbertError) -> grpc.RpcMethodHandler[Any, Any]:
         async def refuse(_requests: object, context: Context) -> None:
-            if method.startswith(self._prefix):
-                await self._edge.refuse(method.removeprefix(self._prefix), error, context)
-            else:
-                failed = failure(error)
-                await context.abort(failed.code, failed.message, ((DETAILS_KEY, failed.details),))
+            await self._edge.refuse(method.removeprefix(self._prefix), error, context)
 
         # Of all kinds this one does not wait for a message.
         return grpc.stream_stream_rpc_method_handler(refuse)

@@ -67,7 +67,7 @@ class RpcMetrics:
             ["method", "reason"],
             registry=registry,
         )
-        methods = tuple(methods)
+        self.methods = methods = tuple(methods)
         self.refused = {(m, reason): refused.labels(m, reason) for m in methods for reason in REFUSALS}
         self._answering = dict.fromkeys(methods, 0)
         self.duration = {(m, code): duration.labels(m, code.name) for m in methods for code in CODES}

@@ -121,12 +121,16 @@ class Edge:
         return response
 
     async def refuse(self, name: str, error: Exception, context: Context) -> None:
-        """Answers a call of the method `name` with an error."""
+        """Answers a call with an error. What is no method of the service is not counted: its names have no bound."""
 
         async def refusing(_request: None, _context: Context) -> None:
             raise error
 
-        await self.answer(name, refusing, None, context)
+        if name in self._metrics.methods:
+            await self.answer(name, refusing, None, context)
+        else:
+            failed = failure(error)
+            await context.abort(failed.code, failed.message, ((DETAILS_KEY, failed.details),))
 
     @contextlib.contextmanager
     def _room(self, size: int) -> Iterator[None]:
