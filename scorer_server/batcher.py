@@ -1,8 +1,8 @@
 """Queries → embeddings. Work-conserving: an idle engine starts at once, and a batch forms only while all are busy.
 
-A query that is asked for several times at once is encoded once. One that nobody waits for any more, because its callers
-were cancelled or ran out of time, is never started. A batch that fails is tried again query by query, so that a query
-that breaks the model fails alone.
+A query that is asked for several times at once is encoded once. One that would come too late for its caller is refused;
+one that nobody waits for any more, because its callers were cancelled or ran out of time, is never started. A batch
+that fails is tried again query by query, so that a query that breaks the model fails alone.
 
 Shapes: Q queries of a request, B queries of a batch, D dimension.
 """
@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
@@ -21,9 +21,10 @@ from typing import Self
 import numpy as np
 
 from scorer_server.cache import QueryCache
+from scorer_server.cost import BatchCost
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
 
 
@@ -49,8 +50,9 @@ class _Pending:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a request still waits for it."""
-        return not all(ticket.done.done() for ticket, _ in self.wanted)
+        """Whether a request still waits for it, and has time."""
+        now = time.perf_counter()
+        return any(not ticket.done.done() and now < ticket.expires for ticket, _ in self.wanted)
 
 
 class Ticket:
@@ -63,13 +65,14 @@ class Ticket:
         tokenize_s: tokenising the batches that its queries were in, in seconds.
         encode_s: encoding them, in seconds.
         cached: how many of its queries came from the cache.
+        expires: when nobody waits for it any more (perf_counter).
     """
 
-    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop, expires: float = math.inf) -> None:
         self.embeddings: list[Floats | None] = [None] * queries
         self.done: asyncio.Future[None] = loop.create_future()
         self.queue_s = self.tokenize_s = self.encode_s = 0.0
-        self.cached = 0
+        self.cached, self.expires = 0, expires
         self._missing = queries
 
     def __enter__(self) -> Self:
@@ -99,6 +102,9 @@ class Batcher:
         runtime: encodes.
         settings: engines, threads, bounds.
         metrics: where to count.
+
+    Attributes:
+        cost: what batches cost here.
     """
 
     def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
@@ -109,17 +115,23 @@ class Batcher:
         self._waiting_tokens = 0  # of the queue
         self._in_flight: dict[str, _Pending] = {}
         self._idle = settings.engines
+        self.cost = BatchCost()
+        self._ends: dict[int, float] = {}  # of the batches at work, by identity: when they should be done
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
         self._loop = asyncio.get_running_loop()
-        self._recent_s = 0.01  # duration of a batch, smoothed: how long a refused caller should wait
 
-    def submit(self, queries: Sequence[str]) -> Ticket:
+    def submit(self, queries: Sequence[str], remaining: float = math.inf) -> Ticket:
         """Takes the queries of a request; use the ticket in a `with` statement, which gives up what is not there yet.
+
+        Args:
+            queries: texts.
+            remaining: seconds within which they must be encoded to be of use.
 
         Raises:
             QueueFullError: too many queries are waiting already; says when to try again.
+            DeadlineError: they would not be encoded in time; says when to try again.
         """
-        ticket, metrics = Ticket(len(queries), self._loop), self._metrics
+        ticket, metrics = Ticket(len(queries), self._loop, time.perf_counter() + remaining), self._metrics
         missing = []
         for place, query in enumerate(queries):
             embedding_D = self._cache.get(query)
@@ -128,16 +140,7 @@ class Batcher:
             else:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
-        new = sum(query not in self._in_flight for _, query in missing)
-        if new and len(self._queue) + new > self._settings.queue:
-            self._purge()
-        if new and self._queue and len(self._queue) + new > self._settings.queue:
-            batches = 1 + len(self._queue) // max(1, self._settings.batch_tokens // 16)
-            raise QueueFullError(
-                f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
-                self._recent_s * batches,
-                what="queries",
-            )
+        self._admit({query for _, query in missing}, remaining)
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
         metrics.cache_misses.inc(len(missing))
@@ -150,11 +153,46 @@ class Batcher:
         """Ends the engines; nothing may be waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def _admit(self, queries: set[str], remaining: float) -> None:
+        """Raises unless there is room for queries that are not in the cache, and time. Who finds an engine idle is let
+        in, whatever the estimate: so it is put right.
+        """
+        tokens = [self._tokens(query) for query in queries if query not in self._in_flight]
+        if len(self._queue) + len(tokens) > self._settings.queue or self._wait_s(tokens) > remaining:
+            self._purge()
+        if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
+            raise QueueFullError(
+                f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
+                self._retry_s(),
+                what="queries",
+            )
+        wait_s = self._wait_s(tokens)
+        if queries and (remaining <= 0 or (tokens and not self._idle and wait_s > remaining)):
+            raise DeadlineError(
+                f"encoding would take {1000 * wait_s:.0f} ms with what is waiting, and the call has "
+                f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
+                self._retry_s(),
+                what="deadline",
+            )
+
+    def _retry_s(self) -> float:
+        """When what waits now is done; nobody need come back at once."""
+        return max(0.01, self._wait_s())
+
+    def _tokens(self, query: str) -> int:
+        """Estimated: a token is seldom shorter than 3 bytes of text; two are the special ones."""
+        return min(self._max_tokens, 2 + len(query.encode()) // 3)
+
+    def _wait_s(self, new: Iterable[int] = ()) -> float:
+        """Estimated seconds until an engine has done all that waits, and beyond it queries of so many tokens."""
+        tokens = self._waiting_tokens + sum(new)
+        until_free = 0.0 if self._idle else max(0.0, min(self._ends.values()) - time.perf_counter())
+        return until_free + self.cost.seconds(tokens, self._settings.batch_tokens) / self._settings.engines
+
     def _want(self, query: str) -> _Pending:
         pending = self._in_flight.get(query)
         if pending is None:
-            # A token is seldom shorter than 3 bytes of text; two are the special ones.
-            tokens = min(self._max_tokens, 2 + len(query.encode()) // 3)
+            tokens = self._tokens(query)
             pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
             self._queue.append(pending)
             self._waiting_tokens += tokens
@@ -169,6 +207,8 @@ class Batcher:
                 self._metrics.stages["queue"].observe(now - pending.arrived)
                 for ticket, _ in pending.wanted:
                     ticket.queue_s = max(ticket.queue_s, now - pending.arrived)
+            tokens = sum(pending.tokens for pending in batch)
+            self._ends[id(batch)] = now + self.cost.seconds(tokens, self._settings.batch_tokens)
             self._executor.submit(self._run, batch)
         self._metrics.queue_depth.set(len(self._queue))
 
@@ -204,6 +244,8 @@ class Batcher:
     def _drop(self, pending: _Pending) -> None:
         del self._in_flight[pending.text]
         self._metrics.dropped.inc()
+        for ticket, _ in pending.wanted:  # gRPC's word that the call is over may still be on its way
+            ticket.fail(TimeoutError("the deadline passed before an engine was free"))
 
     def _run(self, batch: list[_Pending]) -> None:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""
@@ -229,6 +271,7 @@ class Batcher:
 
     def _finish(self, batch: list[_Pending], encoded: _Encoded | Exception) -> None:
         self._idle += 1
+        del self._ends[id(batch)]
         for pending in batch:
             del self._in_flight[pending.text]
         self._start()
@@ -236,7 +279,7 @@ class Batcher:
             for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
                 ticket.fail(encoded)
             return
-        self._observe(len(batch), encoded)
+        self._observe(batch, encoded)
         for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
             ticket.tokenize_s += encoded.tokenize_s
             ticket.encode_s += encoded.encode_s
@@ -250,11 +293,11 @@ class Batcher:
                 else:
                     ticket.fill(place, embedding_D)
 
-    def _observe(self, queries: int, encoded: _Encoded) -> None:
+    def _observe(self, batch: list[_Pending], encoded: _Encoded) -> None:
         metrics = self._metrics
         metrics.stages["tokenize"].observe(encoded.tokenize_s)
         metrics.stages["encode"].observe(encoded.encode_s)
-        metrics.batch_queries.observe(queries)
+        metrics.batch_queries.observe(len(batch))
         metrics.batch_tokens.observe(encoded.tokens)
         metrics.truncated.inc(encoded.truncated)
-        self._recent_s += 0.2 * (encoded.tokenize_s + encoded.encode_s - self._recent_s)
+        self.cost.observe(sum(pending.tokens for pending in batch), encoded.tokenize_s + encoded.encode_s)

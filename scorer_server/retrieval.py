@@ -6,6 +6,7 @@ Shapes: Q queries, R rows of a block, K hits wanted, D dimension.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from scorer_server.scoring import set_times
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshot, Snapshots
 from store.reader import Generation
-from twinbert.errors import QueueFullError, UnsupportedError
+from twinbert.errors import DeadlineError, QueueFullError, UnsupportedError
 from twinbert.runtime import Floats, Runtime
 from twinbert.v1 import scorer_pb2 as pb
 
@@ -54,38 +55,57 @@ class Retriever:
         self._settings, self._metrics = settings, metrics
         self._executor = ThreadPoolExecutor(1, "retrieve", initializer=_yield_to_others)
         self._waiting = 0
+        self._scan_s = 0.0  # of the last one
 
-    async def retrieve(self, request: pb.RetrieveRequest) -> pb.RetrieveResponse:
+    async def retrieve(self, request: pb.RetrieveRequest, remaining: float | None) -> pb.RetrieveResponse:
         """Finds the best documents for each query.
+
+        Args:
+            request: as it came.
+            remaining: seconds until the deadline; None: there is none.
 
         Raises:
             InvalidRequestError: the request breaks the contract or a limit.
             UnsupportedError: the bundle has no cosine crossing.
             GenerationNotFoundError: the generation is not held.
             QueueFullError: too much is waiting.
+            DeadlineError: the answer would come too late.
         """
         started = time.perf_counter()
         limit = check_retrieve(request, self._settings.limits)
         queries = check_queries(request.queries, "queries", self._settings.limits)
         if "cosine" not in self._runtime.bundle.crossings:
             raise UnsupportedError("Retrieve needs a bundle with a cosine crossing; this one has none: use Score")
-        if self._waiting >= self._settings.retrievals:
-            raise QueueFullError(
-                f"{self._waiting} Retrieve requests are waiting, which is the limit; try again, or another replica",
-                1.0,
-                what="retrievals",
-            )
+        left = math.inf if remaining is None else remaining
+        self._admit(left)
         self._waiting += 1
         try:
-            with self._snapshots.hold(request.generation) as snapshot, self._batcher.submit(queries) as ticket:
+            with self._snapshots.hold(request.generation) as snapshot, self._batcher.submit(queries, left) as ticket:
                 await ticket.done
                 queries_QD = np.stack([one for one in ticket.embeddings if one is not None])
                 response, scan_s, cross_s = await self._run(snapshot, queries_QD, limit)
         finally:
             self._waiting -= 1
+        self._scan_s = scan_s
         self._metrics.stages["scan"].observe(scan_s)
         set_times(response.times, ticket, scan_s, cross_s, started)
         return response
+
+    def _admit(self, left: float) -> None:
+        """Raises unless there is room for another request, and time. Who finds nothing before them is always let in."""
+        if self._waiting >= self._settings.retrievals:
+            raise QueueFullError(
+                f"{self._waiting} Retrieve requests are waiting, which is the limit; try again, or another replica",
+                max(0.01, self._scan_s),
+                what="retrievals",
+            )
+        if self._waiting and self._scan_s * (self._waiting + 1) > left:
+            raise DeadlineError(
+                f"{self._waiting} Retrieve requests are ahead, a scan takes {self._scan_s:.3f} s, and the call has "
+                f"{left:.3f} s left; give it more time, or try another replica",
+                max(0.01, self._scan_s * self._waiting),
+                what="deadline",
+            )
 
     async def _run(
         self, snapshot: Snapshot, queries_QD: Floats, limit: int

@@ -36,6 +36,9 @@ _T = TypeVar("_T")
 # Crossing this many takes about as long as going to a thread and back; more would hold up the event loop.
 _INLINE_CANDIDATES = 1000
 
+# To read, cross and write one.
+_CANDIDATE_S = 2e-6
+
 # Of a full queue of 512 requests, this many rows of 384 float32 each are 200 MB.
 _EARLY_CANDIDATES = 256
 
@@ -71,6 +74,7 @@ class Scorer:
             GenerationNotFoundError: the generation is not held.
             CrossingMissingError: the bundle lacks the crossing.
             QueueFullError: too much is waiting.
+            DeadlineError: the answer would come too late; never with `allow_partial`.
         """
         started = time.perf_counter()
         candidates = check_score(request, self._limits)
@@ -79,7 +83,7 @@ class Scorer:
         with (
             self._admitted(candidates),
             self._snapshots.hold(request.generation) as snapshot,
-            self._batcher.submit(queries) as ticket,
+            self._batcher.submit(queries, _encode_within(request, remaining, candidates)) as ticket,
         ):
             # While the engine encodes, all is made ready that does not need the embeddings.
             make = partial(_Answer, request, snapshot.generation, self._runtime, crossing)
@@ -197,10 +201,15 @@ class _Answer:
 
 
 def _reserve(candidates: int) -> float:
-    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and 2 µs for each candidate to be
-    read, crossed and written.
-    """
-    return 0.005 + 2e-6 * candidates
+    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and what its candidates take."""
+    return 0.005 + _CANDIDATE_S * candidates
+
+
+def _encode_within(request: pb.ScoreRequest, remaining: float | None, candidates: int) -> float:
+    """Seconds within which the queries must be encoded for an answer in time."""
+    if remaining is None or request.allow_partial:
+        return math.inf
+    return remaining - _CANDIDATE_S * candidates
 
 
 def _ids(request: pb.ScoreRequest, generation: Generation) -> list[str] | npt.NDArray[np.uint64]:

@@ -66,7 +66,7 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:
         """See the contract."""
         self.state.require_serving()
-        return await self._retriever.retrieve(request)
+        return await self._retriever.retrieve(request, context.time_remaining())
 
     @answered
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:

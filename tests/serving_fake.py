@@ -137,7 +137,8 @@ def serve(test: Callable[[Served], Any], **listening: Any) -> Served:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:
-            settings = Listening(**({"address": "127.0.0.1:0", "drain_s": 0} | listening))
+            options: dict[str, Any] = {"address": "127.0.0.1:0", "drain_s": 0} | listening
+            settings = Listening(**options)
             running = asyncio.ensure_future(run(served.service, settings, served.service.registry))
             testing = asyncio.ensure_future(asyncio.to_thread(test, served))
             await asyncio.wait((running, testing), return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ import pytest
 from scorer_server.batcher import Batcher, Ticket
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, TokenBatch
 
 D = 4
@@ -153,6 +153,62 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
         assert metrics.registry.get_sample_value("twinbert_queue_depth") == 0
 
     run(test, queue=3)
+
+
+def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
+    """What waits, and what is at work, is estimated from batches before; who has time, or sets no limit, is taken."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        first = batcher.submit(["a"], remaining=1)  # an idle engine is tried, whatever the estimate
+        await started(runtime, 1)
+        with pytest.raises(DeadlineError, match="would take .* ms .*, and the call has 1000 ms left") as caught:
+            batcher.submit(["b"], remaining=1)
+        assert 90 < caught.value.retry_after_s <= 100
+        assert caught.value.what == "deadline"
+        second, third = batcher.submit(["b"], remaining=300), batcher.submit(["c"])
+        with pytest.raises(DeadlineError):
+            batcher.submit(["d"], remaining=180)
+        assert batcher.submit(["a"], remaining=1) is not None  # shares what is at work
+        runtime.gate.set()
+        await asyncio.gather(first.done, second.done, third.done)
+        assert [text for batch in runtime.batches for text in batch] == ["a", "b", "c"]
+
+    run(test)
+
+
+def test_an_estimate_that_was_too_high_is_put_right() -> None:
+    """One slow batch does not shut a server: when an engine is idle again the next request is taken, and measured."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        runtime.gate.set()
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        for number in range(200):
+            await batcher.submit([f"{number}"], remaining=5).done
+        assert batcher.cost.seconds(2, 1024) < 1
+
+    run(test)
+
+
+def test_what_has_expired_is_never_begun() -> None:
+    """A call without time left is refused, and one that runs out of time in the queue is dropped and told so."""
+
+    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+        with pytest.raises(DeadlineError, match="0 ms left"):
+            batcher.submit(["late"], remaining=0)
+        first = batcher.submit(["first"])
+        await started(runtime, 1)
+        late = batcher.submit(["second"], remaining=1e-9)
+        runtime.gate.set()
+        await first.done
+        with pytest.raises(TimeoutError):
+            await late.done
+        assert runtime.batches == [["first"]]
+        assert metrics.registry.get_sample_value("twinbert_queries_dropped_total") == 1
+        cached = batcher.submit(["first"], remaining=0)
+        assert cached.done.done()
+
+    run(test)
 
 
 def test_a_batch_is_bounded_in_tokens() -> None:

@@ -19,7 +19,7 @@ from store.documents import Batch
 from store.store import Store
 from store.writer import digests
 from tests.unit.test_batcher import D, GatedRuntime
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.v1 import scorer_pb2 as pb
 
 
@@ -108,6 +108,27 @@ def test_nothing_reached_is_still_an_answer(store: Store) -> None:
     async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
         response = await scorer.score(request("slow"), remaining=0.0)
         assert list(response.results[0].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+
+    run(store, test)
+
+
+def test_a_request_that_would_be_too_late_is_refused_unless_part_of_it_will_do(store: Store) -> None:
+    """Before work is wasted; with allow_partial it is answered with what is there at the deadline."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        scorer._batcher.cost.observe(tokens=2, seconds=100.0)
+        first = asyncio.ensure_future(scorer.score(request("first"), remaining=None))
+        while not runtime.batches:
+            await asyncio.sleep(0)
+        whole = request("second")
+        whole.allow_partial = False
+        with pytest.raises(DeadlineError):
+            await scorer.score(whole, remaining=1)
+        partial = await scorer.score(request("second"), remaining=0.05)
+        assert list(partial.results[0].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+        runtime.gate.set()
+        await first
+        assert runtime.batches == [["first"]]
 
     run(store, test)
 
