@@ -26,13 +26,15 @@ from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
+from twinbert.serving.tracing import current_trace
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A batch that came back: embeddings, or an error, of each query; times in seconds."""
+    """A batch that came back: embeddings, or an error, of each query; times in seconds, `started` by perf_counter."""
 
     embeddings: Sequence[Floats | Exception]
+    started: float
     tokens: int
     truncated: int
     tokenize_s: float
@@ -73,6 +75,7 @@ class Ticket:
         self.done: asyncio.Future[None] = loop.create_future()
         self.queue_s = self.tokenize_s = self.encode_s = 0.0
         self.cached, self.expires = 0, expires
+        self._submitted, self._trace = time.perf_counter(), current_trace()
         self._missing = queries
 
     def __enter__(self) -> Self:
@@ -81,6 +84,21 @@ class Ticket:
     def __exit__(self, *_: object) -> None:
         """From here on nobody waits: queries wanted by no other ticket are dropped when their turn comes."""
         self.done.cancel()
+
+    def looked_up(self) -> None:
+        """The cache was asked."""
+        if self._trace:
+            self._trace.stage("cache", self._submitted, time.perf_counter())
+
+    def encoded(self, started: float, tokenize_s: float, encode_s: float) -> None:
+        """A batch with queries of it, which started at `started` (perf_counter), came back."""
+        self.tokenize_s += tokenize_s
+        self.encode_s += encode_s
+        if self._trace:
+            tokenized = started + tokenize_s
+            self._trace.stage("queue", self._submitted, started)
+            self._trace.stage("tokenize", started, tokenized)
+            self._trace.stage("encode", tokenized, tokenized + encode_s)
 
     def fill(self, place: int, embedding_D: Floats) -> None:
         """One query is there."""
@@ -140,6 +158,7 @@ class Batcher:
             else:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
+        ticket.looked_up()
         self._admit({query for _, query in missing}, remaining)
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
@@ -267,7 +286,7 @@ class Batcher:
             embeddings = [error] if len(texts) == 1 else [self._encode([text]).embeddings[0] for text in texts]
         encode_s = time.perf_counter() - tokenized
         truncated = int(np.count_nonzero(tokens.truncated))
-        return _Encoded(embeddings, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
+        return _Encoded(embeddings, started, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
 
     def _finish(self, batch: list[_Pending], encoded: _Encoded | Exception) -> None:
         self._idle += 1
@@ -281,8 +300,7 @@ class Batcher:
             return
         self._observe(batch, encoded)
         for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
-            ticket.tokenize_s += encoded.tokenize_s
-            ticket.encode_s += encoded.encode_s
+            ticket.encoded(encoded.started, encoded.tokenize_s, encoded.encode_s)
         for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
             if not isinstance(embedding_D, Exception):
                 # A copy, so that the cache does not keep the whole batch alive.

@@ -26,6 +26,7 @@ from scorer_server.snapshots import Snapshot, Snapshots
 from store.reader import Generation, Located
 from twinbert.errors import QueueFullError
 from twinbert.runtime import Floats, Runtime
+from twinbert.serving.tracing import current_trace
 from twinbert.v1 import scorer_pb2 as pb
 
 OK, NOT_FOUND, NOT_SCORED = pb.DOCUMENT_STATUS_OK, pb.DOCUMENT_STATUS_NOT_FOUND, pb.DOCUMENT_STATUS_NOT_SCORED
@@ -132,6 +133,9 @@ class Scorer:
         for status, count in answer.counts.items():
             if count:
                 metrics.candidates[status].inc(count)
+        if trace := current_trace():
+            for name, begun, ended in answer.stages:
+                trace.stage(name, begun, ended)
 
     def close(self) -> None:
         """Ends its thread; nothing may be running."""
@@ -146,6 +150,7 @@ class _Answer:
         lookup_s: finding and reading the candidates, in seconds.
         cross_s: crossing them, in seconds.
         counts: candidates by status.
+        stages: name, begin and end (perf_counter) of what was done.
     """
 
     def __init__(self, request: pb.ScoreRequest, generation: Generation, runtime: Runtime, crossing: str) -> None:
@@ -158,7 +163,9 @@ class _Answer:
         # Read early only what is small: many requests may be waiting.
         early = len(self.tasks_N) <= _EARLY_CANDIDATES
         self._documents_FD = generation.read(self._located) if early else None
-        self.lookup_s, self.cross_s = time.perf_counter() - begun, 0.0
+        located = time.perf_counter()
+        self.lookup_s, self.cross_s = located - begun, 0.0
+        self.stages = [("lookup", begun, located)]
         self.counts: dict[str, int] = {}
 
     def finish(self, embeddings: Sequence[Floats | None]) -> pb.ScoreResponse:
@@ -195,8 +202,10 @@ class _Answer:
         scores_F = self._runtime.cross(queries_QD, documents_FD, self.tasks_N[located.found], self._crossing)
         if not math.isfinite(float(scores_F.sum())):
             raise RuntimeError("the crossing layer gave a score that is not finite")
+        crossed = time.perf_counter()
         self.lookup_s += read - begun
-        self.cross_s = time.perf_counter() - read
+        self.cross_s = crossed - read
+        self.stages += [("lookup", begun, read), ("cross", read, crossed)]
         return scores_F
 
 

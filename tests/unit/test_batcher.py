@@ -162,7 +162,7 @@ def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
         batcher.cost.observe(tokens=2, seconds=100.0)
         first = batcher.submit(["a"], remaining=1)  # an idle engine is tried, whatever the estimate
         await started(runtime, 1)
-        with pytest.raises(DeadlineError, match="would take .* ms .*, and the call has 1000 ms left") as caught:
+        with pytest.raises(DeadlineError, match="and the call has 1000 ms left") as caught:
             batcher.submit(["b"], remaining=1)
         assert 90 < caught.value.retry_after_s <= 100
         assert caught.value.what == "deadline"

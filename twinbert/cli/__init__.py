@@ -75,6 +75,7 @@ _EXTRAS = {
         ),
         "train",
     ),
+    "opentelemetry": "otel",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,10 @@ class Listening:
         host, colon, port = self.address.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) > 65535:
             raise UsageError(f"{self.address!r} is not HOST:PORT with a port from 0 to 65535; correct --address")
+        if self.otlp_endpoint is not None and not re.fullmatch(r"https?://[^/:]+(:\d+)?/?", self.otlp_endpoint):
+            raise UsageError(
+                f"{self.otlp_endpoint!r} is not http://HOST:PORT or https://HOST:PORT; correct --otlp-endpoint"
+            )
         missing = self._missing()
         if missing and not self.insecure and not _is_loopback(host):
             raise UsageError(

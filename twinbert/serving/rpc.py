@@ -89,6 +89,8 @@ class Edge:
         log.bind(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         trace = self._tracing and self._tracing.begin(name, metadata, arrived, request_id)
+        if trace:
+            trace.stage("parse", arrived, time.perf_counter())
 
         def left(code: grpc.StatusCode, failed: Failure | None = None) -> None:
             seconds = time.perf_counter() - arrived
