@@ -5,13 +5,14 @@
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
+    health      health                   ask a server on this host whether it serves
     store       store list | verify | rollback | gc | copy
     train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
-Exit codes: 0 done · 1 the reader of the output went away, or a bug, with its trace · 2 bad input, or an error that a
-user can mend · 130 interrupted.
+Exit codes: 0 done · 1 the reader of the output went away, a server is not healthy, or a bug, with its trace · 2 bad input,
+or an error that a user can mend · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from store.errors import StoreError
 from twinbert import __version__
 from twinbert.cli import bundle, scorer, store, train
 from twinbert.cli.encoder import encoder
+from twinbert.cli.health import health
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
 from twinbert.errors import TwinbertError
@@ -39,6 +41,7 @@ app.command()(scorer.retrieve)
 app.command()(refresh)
 app.command()(serve)
 app.command()(encoder)
+app.command()(health)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(store.app, name="store")
 app.add_typer(train.app, name="train")
