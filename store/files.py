@@ -57,6 +57,20 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes: what a link points at may have no end.
+
+    Raises:
+        CorruptError: it has more.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CorruptError(f"{path} has over {most:,} bytes, so it is not what was written; {REMEDY}")
+    return content
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """What a file must be: its size in bytes, xxh3_128 (quick, checked before it is opened) and sha256, both hex."""

@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 from store.encoding import ENCODINGS
 from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
-from store.files import REMEDY, FileEntry, replace_file, require_store
+from store.files import REMEDY, FileEntry, read_bounded, replace_file, require_store
 from store.format import CURRENT, DATA, FORMAT, GENERATION_NAME, GENERATIONS, ID_TYPES, SEGMENT_ID
 from store.format import generation_name as name_of
 
 IdType = Literal["string", "integer"]
+
+# Of a manifest: a thousand segments take a megabyte.
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +76,7 @@ def read_manifest(store: Path, name: str) -> Manifest:
     """
     path = store / GENERATIONS / f"{name}.json"
     try:
-        content = path.read_bytes() if GENERATION_NAME.fullmatch(name) else None
+        content = read_bounded(path, _MOST_BYTES) if GENERATION_NAME.fullmatch(name) else None
     except FileNotFoundError:
         content = None
     except OSError as error:
@@ -165,7 +168,7 @@ def read_current(store: Path) -> str:
     """
     path = store / CURRENT
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         require_store(store)
         raise NoGenerationError(f"{store} has no current generation; publish one with `twinbert refresh`") from None

@@ -32,6 +32,12 @@ TOWERS: tuple[Tower, ...] = ("query", "document")
 
 _REMEDY = "copy or export the bundle again"
 
+# Larger than any model has, and small enough that arrays of these sizes can be made.
+_MOST_DIMENSION = _MOST_TOKENS = 1 << 16
+
+# Of bundle.json, which takes kilobytes.
+_MOST_BYTES = 16 << 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerEntry:
@@ -169,12 +175,15 @@ def describe_file(path: Path) -> dict[str, Any]:
 def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
     path = directory / BUNDLE_JSON
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         missing = "has no bundle.json, so it is no bundle" if directory.is_dir() else "does not exist"
         raise BundleError(f"{directory}: {missing}; `twinbert bundle import` makes one") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise BundleError(f"{path}: has over {_MOST_BYTES:,} bytes, so it is no bundle.json; {_REMEDY}")
     return content, parse_json(path, content, dict, remedy=_REMEDY)
 
 
@@ -192,7 +201,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
 
     tokenizer = fields.fields("tokenizer")
     towers = {
-        name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens"))
+        name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens", most=_MOST_TOKENS))
         for name, entry in ((name, fields.fields("towers").fields(name)) for name in TOWERS)
     }
     crossings = fields.mapping(
@@ -202,7 +211,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         path=directory,
         model=model,
         fingerprint=fields.text("fingerprint"),
-        dimension=fields.count("dimension"),
+        dimension=fields.count("dimension", most=_MOST_DIMENSION),
         pooling=fields.choice("pooling", "cls", "weighted"),
         normalisation=fields.choice("normalisation", "l2", "none"),
         activation=fields.choice("activation", "tanh", "none"),

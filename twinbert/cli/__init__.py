@@ -11,8 +11,8 @@
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
-Exit codes: 0 done · 1 the reader of the output went away, a server is not healthy, or a bug, with its trace · 2 bad input,
-or an error that a user can mend · 130 interrupted.
+Exit codes: 0 done · 1 the reader of the output went away, a server is not healthy, or a bug, with its trace
+· 2 bad input, or an error that a user can mend · 130 interrupted.
 """
 
 from __future__ import annotations
