@@ -2,7 +2,8 @@
 
 A query that is asked for several times at once is encoded once. One that nobody waits for any more, because its callers
 were cancelled or ran out of time, is never started. A batch that fails is tried again query by query, so that a query
-that breaks the model fails alone.
+that breaks the model fails alone. While two bundles are served each query is encoded by its own request's: they never
+share a batch, and share an embedding only where their query towers are the same.
 
 Shapes: Q queries of a request, B queries of a batch, D dimension.
 """
@@ -20,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from scorer_server.cache import QueryCache
+from scorer_server.cache import Key, QueryCache
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
 from twinbert.errors import QueueFullError
@@ -42,7 +43,8 @@ class _Encoded:
 class _Pending:
     """A query on its way through an engine, and the places where its embedding is wanted."""
 
-    text: str
+    key: Key
+    runtime: Runtime
     tokens: int
     arrived: float
     wanted: list[tuple[Ticket, int]] = field(default_factory=list)
@@ -93,42 +95,42 @@ class Ticket:
 
 
 class Batcher:
-    """The query tower's engines and the queue before them. Used from one event loop.
+    """The engines that encode queries and the queue before them. Used from one event loop.
 
     Args:
-        runtime: encodes.
         settings: engines, threads, bounds.
         metrics: where to count.
     """
 
-    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
-        self._runtime, self._settings, self._metrics = runtime, settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
-        self._max_tokens = runtime.max_tokens("query")
         self._queue: deque[_Pending] = deque()
         self._waiting_tokens = 0  # of the queue
-        self._in_flight: dict[str, _Pending] = {}
+        self._in_flight: dict[Key, _Pending] = {}
         self._idle = settings.engines
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
         self._loop = asyncio.get_running_loop()
         self._recent_s = 0.01  # duration of a batch, smoothed: how long a refused caller should wait
 
-    def submit(self, queries: Sequence[str]) -> Ticket:
-        """Takes the queries of a request; use the ticket in a `with` statement, which gives up what is not there yet.
+    def submit(self, queries: Sequence[str], runtime: Runtime) -> Ticket:
+        """Takes the queries of a request for the bundle that serves it; use the ticket in a `with` statement, which gives up what is not there yet.
 
         Raises:
             QueueFullError: too many queries are waiting already; says when to try again.
         """
         ticket, metrics = Ticket(len(queries), self._loop), self._metrics
         missing = []
+        tower = runtime.bundle.query_digest
         for place, query in enumerate(queries):
-            embedding_D = self._cache.get(query)
+            key = tower, query
+            embedding_D = self._cache.get(key)
             if embedding_D is None:
-                missing.append((place, query))
+                missing.append((place, key))
             else:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
-        new = sum(query not in self._in_flight for _, query in missing)
+        new = sum(key not in self._in_flight for _, key in missing)
         if new and len(self._queue) + new > self._settings.queue:
             self._purge()
         if new and self._queue and len(self._queue) + new > self._settings.queue:
@@ -140,8 +142,8 @@ class Batcher:
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
         metrics.cache_misses.inc(len(missing))
-        for place, query in missing:
-            self._want(query).wanted.append((ticket, place))
+        for place, key in missing:
+            self._want(key, runtime).wanted.append((ticket, place))
         self._start()
         return ticket
 
@@ -149,12 +151,12 @@ class Batcher:
         """Ends the engines; nothing may be waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _want(self, query: str) -> _Pending:
-        pending = self._in_flight.get(query)
+    def _want(self, key: Key, runtime: Runtime) -> _Pending:
+        pending = self._in_flight.get(key)
         if pending is None:
             # A token is seldom shorter than 3 bytes of text; two are the special ones.
-            tokens = min(self._max_tokens, 2 + len(query.encode()) // 3)
-            pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
+            tokens = min(runtime.max_tokens("query"), 2 + len(key[1].encode()) // 3)
+            pending = self._in_flight[key] = _Pending(key, runtime, tokens, time.perf_counter())
             self._queue.append(pending)
             self._waiting_tokens += tokens
         return pending
@@ -172,12 +174,18 @@ class Batcher:
         self._metrics.queue_depth.set(len(self._queue))
 
     def _take(self) -> list[_Pending]:
-        """The next batch: an idle engine's share of what waits, without queries that nobody waits for any more."""
+        """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
+        waits for any more.
+        """
         batch: list[_Pending] = []
+        others: list[_Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         while self._queue:
             pending = self._queue[0]
             wanted = pending.is_wanted
+            if wanted and batch and pending.runtime is not batch[0].runtime:
+                others.append(self._queue.popleft())
+                continue
             if wanted and batch and tokens + pending.tokens > limit:
                 break
             self._queue.popleft()
@@ -187,6 +195,7 @@ class Batcher:
                 tokens += pending.tokens
             else:
                 self._drop(pending)
+        self._queue.extendleft(reversed(others))
         return batch
 
     def _purge(self) -> None:
@@ -201,27 +210,28 @@ class Batcher:
         self._queue = kept
 
     def _drop(self, pending: _Pending) -> None:
-        del self._in_flight[pending.text]
+        del self._in_flight[pending.key]
         self._metrics.dropped.inc()
 
     def _run(self, batch: list[_Pending]) -> None:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""
         encoded: _Encoded | Exception
         try:
-            encoded = self._encode([pending.text for pending in batch])
+            encoded = self._encode(batch[0].runtime, [pending.key[1] for pending in batch])
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests that wait for the batch
             encoded = error
         self._loop.call_soon_threadsafe(self._finish, batch, encoded)
 
-    def _encode(self, texts: list[str]) -> _Encoded:
+    def _encode(self, runtime: Runtime, texts: list[str]) -> _Encoded:
         started = time.perf_counter()
-        tokens = self._runtime.tokenize(texts)
+        tokens = runtime.tokenize(texts)
         tokenized = time.perf_counter()
         embeddings: Sequence[Floats | Exception]
         try:
-            embeddings = list(self._runtime.embed(tokens))
+            embeddings = list(runtime.embed(tokens))
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests whose queries failed
-            embeddings = [error] if len(texts) == 1 else [self._encode([text]).embeddings[0] for text in texts]
+            alone = len(texts) == 1
+            embeddings = [error] if alone else [self._encode(runtime, [text]).embeddings[0] for text in texts]
         encode_s = time.perf_counter() - tokenized
         truncated = int(np.count_nonzero(tokens.truncated))
         return _Encoded(embeddings, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
@@ -229,7 +239,7 @@ class Batcher:
     def _finish(self, batch: list[_Pending], encoded: _Encoded | Exception) -> None:
         self._idle += 1
         for pending in batch:
-            del self._in_flight[pending.text]
+            del self._in_flight[pending.key]
         self._start()
         if isinstance(encoded, Exception):
             for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
@@ -242,7 +252,7 @@ class Batcher:
         for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
             if not isinstance(embedding_D, Exception):
                 # A copy, so that the cache does not keep the whole batch alive.
-                self._cache.put(pending.text, embedding_D.copy())
+                self._cache.put(pending.key, embedding_D.copy())
             for ticket, place in pending.wanted:
                 if isinstance(embedding_D, Exception):
                     ticket.fail(embedding_D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
@@ -12,6 +13,7 @@ from twinbert.serving.metrics import SECONDS, RpcMetrics, new_registry
 STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
+RefusalReason = Literal["unverified", "bundle", "mismatch", "documents_lost", "error"]
 
 
 class Metrics:
@@ -58,9 +60,13 @@ class Metrics:
         self.documents = self._gauge("twinbert_documents", "Documents of the current generation.")
         self.held = self._gauge("twinbert_generations_held", "Generations that a request may name.")
         self.swaps = self._counter("twinbert_generation_swaps", "Times that another generation became current.")
-        self.refused = self._gauge(
-            "twinbert_generation_refused", "1 while CURRENT names a generation that this server refuses, else 0."
+        refused = Gauge(
+            "twinbert_generation_refused",
+            "1 while CURRENT names a generation that this server refuses for this reason, else 0.",
+            ["reason"],
+            registry=self.registry,
         )
+        self.refused = {reason: refused.labels(reason) for reason in get_args(RefusalReason)}
         self._generation = Info("twinbert_generation", "The current generation and model.", registry=self.registry)
         self._created = self._gauge(
             "twinbert_generation_created_timestamp_seconds", "When the current generation was published."

@@ -25,7 +25,7 @@ from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshot, Snapshots
 from store.reader import Generation, Located
 from twinbert.errors import QueueFullError
-from twinbert.runtime import Floats, Runtime
+from twinbert.runtime import Floats
 from twinbert.v1 import scorer_pb2 as pb
 
 OK, NOT_FOUND, NOT_SCORED = pb.DOCUMENT_STATUS_OK, pb.DOCUMENT_STATUS_NOT_FOUND, pb.DOCUMENT_STATUS_NOT_SCORED
@@ -45,16 +45,13 @@ class Scorer:
 
     Args:
         snapshots: the generations.
-        batcher: the query tower.
-        runtime: the crossing layers.
+        batcher: the query towers.
         settings: what a request may ask for, and all of them together.
         metrics: where to count.
     """
 
-    def __init__(
-        self, snapshots: Snapshots, batcher: Batcher, runtime: Runtime, settings: Settings, metrics: Metrics
-    ) -> None:
-        self._snapshots, self._batcher, self._runtime = snapshots, batcher, runtime
+    def __init__(self, snapshots: Snapshots, batcher: Batcher, settings: Settings, metrics: Metrics) -> None:
+        self._snapshots, self._batcher = snapshots, batcher
         self._limits, self._metrics = settings.limits, metrics
         self._candidates, self._most_candidates = 0, settings.candidates
         self._executor = ThreadPoolExecutor(1, "cross")
@@ -74,15 +71,14 @@ class Scorer:
         """
         started = time.perf_counter()
         candidates = check_score(request, self._limits)
-        crossing = crossing_name(request.crossing, self._runtime.bundle)
         queries = check_queries([task.query for task in request.tasks], "tasks", self._limits)
         with (
             self._admitted(candidates),
             self._snapshots.hold(request.generation) as snapshot,
-            self._batcher.submit(queries) as ticket,
+            self._submitted(request, queries, snapshot) as (ticket, crossing),
         ):
             # While the engine encodes, all is made ready that does not need the embeddings.
-            make = partial(_Answer, request, snapshot.generation, self._runtime, crossing)
+            make = partial(_Answer, request, snapshot, crossing)
             answer = await self._run(make, candidates, snapshot)
             if request.allow_partial and remaining is not None:
                 left = started + remaining - _reserve(candidates) - time.perf_counter()
@@ -111,6 +107,15 @@ class Scorer:
             yield
         finally:
             self._candidates -= candidates
+
+    @contextlib.contextmanager
+    def _submitted(
+        self, request: pb.ScoreRequest, queries: list[str], snapshot: Snapshot
+    ) -> Iterator[tuple[Ticket, str]]:
+        """The queries on their way, and the crossing: that of the bundle that the snapshot has."""
+        crossing = crossing_name(request.crossing, snapshot.runtime.bundle)
+        with self._batcher.submit(queries, snapshot.runtime) as ticket:
+            yield ticket, crossing
 
     async def _run(self, step: Callable[[], _T], candidates: int, snapshot: Snapshot) -> _T:
         """Runs a step that reads the store: at once where it is short, else in a thread."""
@@ -143,9 +148,10 @@ class _Answer:
         counts: candidates by status.
     """
 
-    def __init__(self, request: pb.ScoreRequest, generation: Generation, runtime: Runtime, crossing: str) -> None:
+    def __init__(self, request: pb.ScoreRequest, snapshot: Snapshot, crossing: str) -> None:
         begun = time.perf_counter()
-        self._generation, self._runtime, self._crossing = generation, runtime, crossing
+        generation = snapshot.generation
+        self._generation, self._runtime, self._crossing = generation, snapshot.runtime, crossing
         self._counts_Q = [len(task.document_ids) or len(task.document_numbers) for task in request.tasks]
         self._located = generation.locate(_ids(request, generation))
         self._statuses_N = np.where(self._located.found, OK, NOT_FOUND)

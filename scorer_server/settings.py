@@ -47,6 +47,8 @@ class Settings:
         hold_generations: generations that stay available after they were superseded…
         hold_seconds: …and how long each stays at least, in seconds.
         poll_seconds: how often CURRENT is looked at.
+        max_lost_share: share of the documents being served that a new generation may lack, 0 to 1. Lower than what the
+            swap gate lets pass would make replicas refuse what was published.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -60,3 +62,4 @@ class Settings:
     hold_generations: int = 2
     hold_seconds: float = 600.0
     poll_seconds: float = 0.2
+    max_lost_share: float = 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ def run(store: Store, test: Any, **settings: Any) -> None:
     async def main() -> None:
         runtime: Any = CrossingRuntime()
         metrics = Metrics()
-        snapshots = Snapshots(store, runtime, Settings(poll_seconds=0.01, **settings), metrics)
+        bundles = SimpleNamespace(runtime=lambda _: runtime)
+        snapshots = Snapshots(store, bundles, Settings(poll_seconds=0.01, **settings), metrics)
         watching = asyncio.ensure_future(snapshots.watch())
         try:
             await asyncio.wait_for(test(snapshots, runtime, metrics), 60)
@@ -38,8 +40,8 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.001)
 
 
-def refused(metrics: Metrics) -> float | None:
-    return metrics.registry.get_sample_value("twinbert_generation_refused")
+def refused(metrics: Metrics, reason: str = "error") -> float | None:
+    return metrics.registry.get_sample_value("twinbert_generation_refused", {"reason": reason})
 
 
 def test_an_error_that_nobody_foresaw_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

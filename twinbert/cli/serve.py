@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,6 @@ from twinbert.cli.options import (
     SCORER_ADDRESS,
     SCORER_METRICS_PORT,
     BindOption,
-    BundleOption,
     MetricsPortOption,
     StoreOption,
 )
@@ -19,7 +19,12 @@ from twinbert.cli.options import (
 
 def serve(
     *,
-    bundle: BundleOption,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle that serves every generation, or else…")
+    ] = None,
+    bundles: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="…a folder of bundles: each generation is served by its own.")
+    ] = None,
     store: StoreOption,
     address: BindOption = SCORER_ADDRESS,
     metrics_port: MetricsPortOption = SCORER_METRICS_PORT,
@@ -46,6 +51,10 @@ def serve(
     hold_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="…and how long each stays at least.")
     ] = 600.0,
+    max_lost_share: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of its documents that a new generation may lack."),
+    ] = 0.3,
     drain_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
     ] = 20.0,
@@ -61,6 +70,7 @@ def serve(
 
     run(
         bundle=bundle,
+        bundles=bundles,
         store=store,
         listening=Listening(
             address=address,
@@ -85,5 +95,6 @@ def serve(
             cache_bytes=cache_bytes,
             hold_generations=hold_generations,
             hold_seconds=hold_seconds,
+            max_lost_share=max_lost_share,
         ),
     )
