@@ -114,7 +114,8 @@ class Batcher:
         self._recent_s = 0.01  # duration of a batch, smoothed: how long a refused caller should wait
 
     def submit(self, queries: Sequence[str], runtime: Runtime) -> Ticket:
-        """Takes the queries of a request for the bundle that serves it; use the ticket in a `with` statement, which gives up what is not there yet.
+        """Takes the queries of a request, for the bundle that serves it; use the ticket in a `with` statement, which
+        gives up what is not there yet.
 
         Raises:
             QueueFullError: too many queries are waiting already; says when to try again.

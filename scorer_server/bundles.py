@@ -1,4 +1,4 @@
-"""Where a generation's bundle comes from. Each way checks that the two belong together, and gives a runtime that is warm.
+"""Where a generation's bundle comes from. Either way checks that the two belong together and gives a warm runtime.
 
 Opening reads every file of a bundle and compiles its graphs, so it runs in a thread while the old bundle serves.
 """
@@ -51,8 +51,8 @@ class OneBundle:
         """See `Bundles`."""
         require_match(manifest, self._bundle)
         if manifest.model != self._bundle.model:
-            models = {"generation": manifest.name, "published_for": manifest.model, "serving": self._bundle.model}
-            event("serving_another_model", level=logging.WARNING, **models)
+            models = f"generation {manifest.name} is meant for model {manifest.model}, served is {self._bundle.model}"
+            event("serving_another_model", level=logging.WARNING, message=models)
         if self._runtime is None:
             self._runtime = _warm(self._bundle, self._threads)
         return self._runtime

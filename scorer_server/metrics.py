@@ -7,12 +7,15 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from scorer_server.ages import Ages
 from store.reader import Generation
 from twinbert.serving.metrics import SECONDS, RpcMetrics, new_registry
 
 STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
+RECORDINGS = ("requests", "misses")
+MissReason = Literal["never_seen", "deleted"]
 RefusalReason = Literal["unverified", "bundle", "mismatch", "documents_lost", "error"]
 
 
@@ -36,6 +39,26 @@ class Metrics:
             "twinbert_candidates", "Candidates of Score requests, by status.", ["status"], registry=self.registry
         )
         self.candidates = {status: candidates.labels(status) for status in STATUSES}
+        missed = Counter(
+            "twinbert_candidates_missed",
+            "Candidates of Score requests that were not found, by why: never seen by this generation, or deleted.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.missed = {reason: missed.labels(reason) for reason in get_args(MissReason)}
+        recorded = Counter(
+            "twinbert_recorded_lines", "Lines recorded of requests and misses.", ["file"], registry=self.registry
+        )
+        self.recorded = {file: recorded.labels(file) for file in RECORDINGS}
+        dropped = Counter(
+            "twinbert_recordings_dropped",
+            "Samples of requests and misses that could not be recorded: the disk was too slow, or failed.",
+            ["file"],
+            registry=self.registry,
+        )
+        self.dropped_recordings = {file: dropped.labels(file) for file in RECORDINGS}
+        self.ages = Ages()
+        self.registry.register(self.ages)
         self.truncated = self._counter("twinbert_truncated_queries", "Queries longer than the query tower reads.")
         self.cache_hits = self._counter("twinbert_query_cache_hits", "Queries answered from the cache.")
         self.cache_misses = self._counter(

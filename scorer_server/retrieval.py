@@ -89,9 +89,7 @@ class Retriever:
         self, snapshot: Snapshot, queries_QD: Floats, limit: int
     ) -> tuple[pb.RetrieveResponse, float, float]:
         given_up = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._executor, _scan, snapshot, queries_QD, limit, given_up
-        )
+        work = asyncio.get_running_loop().run_in_executor(self._executor, _scan, snapshot, queries_QD, limit, given_up)
         self._snapshots.keep(snapshot, work)
         try:
             return await asyncio.shield(work)

@@ -15,9 +15,7 @@ from twinbert.serving import log
 from twinbert.serving.lifecycle import Listening, run
 
 
-def serve(
-    *, bundle: Path | None, bundles: Path | None, store: Path, listening: Listening, settings: Settings
-) -> None:
+def serve(*, bundle: Path | None, bundles: Path | None, store: Path, listening: Listening, settings: Settings) -> None:
     """Serves a store until SIGTERM, with one bundle or with those of a folder.
 
     Raises:

@@ -14,6 +14,7 @@ from scorer_server.bundles import Bundles
 from scorer_server.metrics import Metrics
 from scorer_server.requests import CROSSING_NUMBERS
 from scorer_server.retrieval import Retriever
+from scorer_server.sampling import sampling
 from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshot, Snapshots
@@ -90,7 +91,7 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
                 hits=limits.hits,
             ),
             server_version=__version__,
-            refused=refusal and pb.Refusal(name=refusal.name, reason=refusal.reason, message=refusal.message),
+            refused=pb.Refusal(name=refusal.name, reason=refusal.reason, message=refusal.message) if refusal else None,
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -105,21 +106,23 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
             StoreError: the store is missing, empty or damaged.
             BundleError: its bundle is.
             MismatchError: the store was made with another bundle.
+            UsageError: a file to record to cannot be written.
         """
         open_store = partial(Snapshots, self._store, self._bundles, self._settings, self._metrics)
         self._snapshots = await asyncio.to_thread(open_store)
         batcher = Batcher(self._settings, self._metrics)
-        self._scorer = Scorer(self._snapshots, batcher, self._settings, self._metrics)
         self._retriever = Retriever(self._snapshots, batcher, self._settings, self._metrics)
-        watching = asyncio.ensure_future(self._snapshots.watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait((watching,))
-            for part in (batcher, self._scorer, self._retriever):
-                await asyncio.to_thread(part.close)
-            await self._snapshots.close()
+        with sampling(self._settings, self._metrics) as samplers:
+            self._scorer = Scorer(self._snapshots, batcher, self._settings, self._metrics, samplers)
+            watching = asyncio.ensure_future(self._snapshots.watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.wait((watching,))
+                for part in (batcher, self._scorer, self._retriever):
+                    await asyncio.to_thread(part.close)
+                await self._snapshots.close()
 
 
 def _described(snapshot: Snapshot) -> pb.Generation:

@@ -166,7 +166,8 @@ class Snapshots:
                 self._opening = asyncio.get_running_loop().run_in_executor(None, self._open, name, served)
                 self._swap(await asyncio.shield(self._opening))
         except Exception as error:  # noqa: BLE001  the edge of a task: nothing may end it while the server serves
-            reason = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "error")
+            known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+            reason: RefusalReason = next(known, "error")
             if self.refusal is None or (self.refusal.name, self.refusal.reason) != (name, reason):
                 trace = None if _expected(error) else error
                 fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}

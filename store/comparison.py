@@ -18,7 +18,8 @@ FEWEST_DOCUMENTS = 100
 def sampled_ids(generation: Generation, count: int, random: np.random.Generator) -> list[str] | list[int]:
     """Ids of up to `count` documents of a generation, each with the same chance, none twice."""
     documents = generation.manifest.documents
-    return generation.ids(random.choice(documents, min(count, documents), replace=False))
+    places = random.choice(documents, min(count, documents), replace=False)
+    return generation.ids(generation.rows_at(places))
 
 
 def lost_share(before: Generation, after: Generation) -> float:

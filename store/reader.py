@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from store.encoding import Codec, Floats, codec
 from store.errors import CorruptError, IdTypeError
-from store.format import DATA, SEGMENTS
-from store.keys import integer_keys, string_keys
+from store.format import DATA, SEGMENTS, TOMBSTONE
+from store.keys import Keys, integer_keys, string_keys
 from store.manifest import IdType, Manifest, SegmentEntry
 from store.segment import Segment
 
@@ -109,20 +109,34 @@ class Generation:
         Raises:
             IdTypeError: ids of the other type.
         """
+        rows, found = self.segment.index.find(self._keys(ids))
+        return Located(found, rows if found.all() else rows[found])
+
+    def _keys(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> Keys:
         integers = isinstance(ids, np.ndarray)
         if integers != (self.manifest.id_type == "integer"):
             raise IdTypeError(f"the ids of this store are {self.manifest.id_type}s, the ones asked for are not")
-        keys = (
-            integer_keys(ids, self.manifest.seed)
-            if isinstance(ids, np.ndarray)
-            else string_keys(ids, self.manifest.seed)
-        )
-        rows, found = self.segment.index.find(keys)
-        return Located(found, rows if found.all() else rows[found])
+        if isinstance(ids, np.ndarray):
+            return integer_keys(ids, self.manifest.seed)
+        return string_keys(ids, self.manifest.seed)
 
     def read(self, located: Located) -> Floats:
         """Embeddings of the documents found: float32 [F, D]."""
         return self.segment.read(located.rows)
+
+    def times(self, located: Located) -> npt.NDArray[np.int64]:
+        """Source times of the documents found, in milliseconds since the Unix epoch: i64 [F]."""
+        return self.segment.times.take(located.rows)
+
+    def deleted(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Of ids that are not found, which have a tombstone: they were here until they were deleted. bool [N]."""
+        rows, known = self.segment.index.find(self._keys(ids))
+        deleted_N: npt.NDArray[np.bool_] = known & (rows == TOMBSTONE)
+        return deleted_N
+
+    def rows_at(self, places_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows i64 [N] of the documents at some places, from 0 to the number of documents − 1: for samples of them."""
+        return places_N
 
     def warm(self) -> None:
         """Maps every page, so that no request pays for it."""

@@ -220,7 +220,7 @@ class Segment:
 
     def touch(self) -> None:
         """Reads a byte of every page that lookups use."""
-        for array in (*self._parts, *self.index.arrays):
+        for array in (*self._parts, *self.index.arrays, self.times):
             array.reshape(-1).view(np.uint8)[::PAGESIZE].max()
 
     def close(self) -> None:

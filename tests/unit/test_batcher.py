@@ -75,7 +75,7 @@ def values(ticket: Ticket) -> list[float | None]:
 def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> None:
     """The first query goes alone; those that come meanwhile go together."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["a"], runtime)
         await started(runtime, 1)
         others = [batcher.submit([text], runtime) for text in ("bb", "ccc", "dddd")]
@@ -91,7 +91,7 @@ def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> N
 def test_a_query_that_is_asked_for_twice_is_encoded_once() -> None:
     """Within a request, across requests in flight, and later from the cache."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first, second = batcher.submit(["same", "same"], runtime), batcher.submit(["other", "same"], runtime)
         runtime.gate.set()
         await asyncio.gather(first.done, second.done)
@@ -107,7 +107,7 @@ def test_a_query_that_is_asked_for_twice_is_encoded_once() -> None:
 def test_a_query_that_nobody_waits_for_is_never_started() -> None:
     """A cancelled caller's query is dropped and counted; one that another caller wants too is kept."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
         with batcher.submit(["gone", "shared"], runtime):
@@ -123,7 +123,7 @@ def test_a_query_that_nobody_waits_for_is_never_started() -> None:
 def test_a_query_that_breaks_the_model_fails_alone() -> None:
     """Its neighbours in the batch are encoded, and the engine goes on."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
         good, bad = batcher.submit(["good"], runtime), batcher.submit(["broken"], runtime)
@@ -141,7 +141,7 @@ def test_a_query_that_breaks_the_model_fails_alone() -> None:
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     """What is queued is answered; a request that finds the queue empty is taken whatever its size."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
         queued = batcher.submit(["a", "bb", "ccc"], runtime)
@@ -161,7 +161,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
 def test_a_batch_is_bounded_in_tokens() -> None:
     """Queries beyond the bound wait for the next batch; one that is over it alone still goes."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
         others = batcher.submit(["x" * 60, "a", "b", "c", "d", "e"], runtime)  # 16 tokens, then 2 each
@@ -175,8 +175,9 @@ def test_a_batch_is_bounded_in_tokens() -> None:
 def test_bundles_share_neither_batches_nor_embeddings() -> None:
     """The same text for another query tower is encoded again, in a batch of its own; for the same tower it is not."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        other, alike = GatedRuntime(), GatedRuntime()
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        runtimes: Any = runtime, GatedRuntime(), GatedRuntime(), GatedRuntime()
+        _, other, alike, third = runtimes
         other.bundle = SimpleNamespace(query_digest="other tower")
         other.gate.set()
         first = batcher.submit(["first"], runtime)
@@ -191,7 +192,6 @@ def test_bundles_share_neither_batches_nor_embeddings() -> None:
         assert [values(ticket) for ticket in mixed] == [[1]] * 3 + [[2]] * 3
         cached = [batcher.submit(texts, one).cached for one in (runtime, other, alike)]
         assert cached == [2, 2, 2]
-        third = GatedRuntime()
         third.bundle = SimpleNamespace(query_digest="third tower")
         third.gate.set()
         new = batcher.submit(texts, third)
@@ -204,7 +204,7 @@ def test_bundles_share_neither_batches_nor_embeddings() -> None:
 def test_the_cache_is_bounded_in_bytes() -> None:
     """The least recently used goes first, and the gauge shows what is used."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         runtime.gate.set()
         for text in ("aa", "bb", "aa", "cc", "aa", "bb"):  # room for two
             await batcher.submit([text], runtime).done

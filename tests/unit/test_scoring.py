@@ -12,6 +12,7 @@ import pytest
 
 from scorer_server.batcher import Batcher
 from scorer_server.metrics import Metrics
+from scorer_server.sampling import Samplers
 from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
@@ -78,7 +79,7 @@ def run(store: Store, test: Any, **changes: Any) -> None:
         settings, metrics = Settings(engines=1, threads=1, hold_seconds=0, **changes), Metrics()
         snapshots = Snapshots(store, SimpleNamespace(runtime=lambda _: runtime), settings, metrics)
         batcher = Batcher(settings, metrics)
-        scorer = Scorer(snapshots, batcher, settings, metrics)
+        scorer = Scorer(snapshots, batcher, settings, metrics, Samplers())
         try:
             await asyncio.wait_for(test(scorer, runtime, metrics), 60)
         finally:

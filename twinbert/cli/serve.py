@@ -55,6 +55,26 @@ def serve(
         float,
         typer.Option(metavar="SHARE", min=0, max=1, help="Share of its documents that a new generation may lack."),
     ] = 0.3,
+    record_requests: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record a sample of requests, queries and ids, for the swap gate to replay."),
+    ] = None,
+    record_requests_bytes: Annotated[
+        int, typer.Option(metavar="BYTES", min=1 << 16, help="Size of that file and the older one, FILE.1.")
+    ] = 16 << 20,
+    record_requests_rate: Annotated[
+        float, typer.Option(metavar="N", min=0.001, help="Requests a second that are recorded at most.")
+    ] = 1.0,
+    record_misses: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record ids of candidates that were not found, for refresh --missing."),
+    ] = None,
+    record_misses_bytes: Annotated[
+        int, typer.Option(metavar="BYTES", min=1 << 16, help="Size of that file and the older one, FILE.1.")
+    ] = 16 << 20,
+    record_misses_queries: Annotated[
+        bool, typer.Option("--record-misses-queries", help="Record the queries of misses too.")
+    ] = False,
     drain_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
     ] = 20.0,
@@ -96,5 +116,11 @@ def serve(
             hold_generations=hold_generations,
             hold_seconds=hold_seconds,
             max_lost_share=max_lost_share,
+            requests_file=record_requests,
+            requests_bytes=record_requests_bytes,
+            requests_rate=record_requests_rate,
+            misses_file=record_misses,
+            misses_bytes=record_misses_bytes,
+            misses_queries=record_misses_queries,
         ),
     )
