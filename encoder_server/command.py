@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from encoder_server.current import current_manifest
 from encoder_server.documents import Document, DocumentSource, Rejection
+from encoder_server.gate import Gate
 from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
+from encoder_server.settings import GateSettings
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
@@ -56,6 +58,7 @@ def refresh(
     encoding: str | None = None,
     workers: int | None = None,
     rejected: Path | None = None,
+    gate: GateSettings | None = None,
 ) -> Result:
     """Makes the documents of an input the next generation of a store.
 
@@ -72,9 +75,11 @@ def refresh(
         encoding: how embeddings are stored; None: as in the current generation, else float32.
         workers: threads that encode; None: one for each core.
         rejected: file for the documents that were left out, as JSON Lines.
+        gate: what the generation has to pass before it is published; None: the gate with its defaults.
 
     Raises:
         KeyboardInterrupt: interrupted; what was encoded is kept for the next run.
+        DriftError: the gate refused the generation; nothing was published, and the report has what was measured.
         TwinbertError, StoreError: nothing was published; the message says why.
     """
     opened, target = Bundle.open(bundle), Store(store)
@@ -88,8 +93,9 @@ def refresh(
         id_type=id_type or (current.id_type if current else "auto"),
     )
     runtime = Runtime(opened, towers=TOWERS)
+    judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()
-    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers)
+    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, gate=judge)
     reader = _Reader(source, pipeline)
     text = f"refreshing {store} from {documents}, {pipeline.encoding}"
     report.event(
@@ -99,7 +105,7 @@ def refresh(
         try:
             with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
                 _add_all(reader, pipeline, rejections, report)
-                generation = pipeline.commit()
+                generation = _commit(pipeline, report)
         except (CancelledError, KeyboardInterrupt):
             report.event("interrupted", "interrupted: run it again to go on, what is encoded so far is reused")
             raise KeyboardInterrupt from None
@@ -132,6 +138,14 @@ def _add_all(reader: _Reader, pipeline: Refresh, rejections: Rejections, report:
         for notice in pipeline.notices[told:]:
             report.event("notice", notice)
         told = len(pipeline.notices)
+
+
+def _commit(pipeline: Refresh, report: Report) -> str:
+    try:
+        return pipeline.commit()
+    finally:
+        if pipeline.verdict is not None:
+            report.event("gate", pipeline.verdict.table(), **pipeline.verdict.as_dict())
 
 
 def _chunk(documents: Iterator[Document | Rejection]) -> list[Document | Rejection]:

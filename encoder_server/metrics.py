@@ -11,7 +11,7 @@ from twinbert.serving.metrics import RpcMetrics, new_registry
 
 METHODS = ("Encode", "Refresh")
 DOCUMENT_OUTCOMES = ("encoded", "reused", "rejected", "duplicate")
-REFRESH_OUTCOMES = ("published", "failed", "abandoned")
+REFRESH_OUTCOMES = ("published", "refused", "failed", "abandoned")
 
 # Seconds. A refresh that reuses every row takes seconds, a large corpus on a small machine a day.
 _REFRESH_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
@@ -39,7 +39,7 @@ class Metrics:
         self.truncated = {tower: truncated.labels(tower) for tower in TOWERS}
         refreshes = Counter(
             "twinbert_encoder_refreshes",
-            "Refreshes, by how they ended; abandoned: cancelled, or ended without commit.",
+            "Refreshes, by how they ended; refused: by the swap gate; abandoned: cancelled, or ended without commit.",
             ["outcome"],
             registry=self.registry,
         )

@@ -23,11 +23,14 @@ import numpy.typing as npt
 
 from encoder_server.current import current_manifest, notices
 from encoder_server.documents import Document, Rejection
+from encoder_server.gate import Gate
 from encoder_server.sample import Sample
 from encoder_server.settings import default_workers
+from encoder_server.verdict import Verdict
 from store.documents import Batch
-from store.errors import EmptyGenerationError, StoreFullError
+from store.errors import EmptyGenerationError, NoGenerationError, StoreFullError
 from store.manifest import IdType
+from store.reader import Generation
 from store.store import Store
 from store.writer import Writer, digests
 from twinbert import __version__
@@ -72,12 +75,14 @@ class Refresh:
         id_type: what ids are; None: as in the current generation, else as that of the first document.
         encoding: how embeddings are stored; None: as in the current generation, else float32.
         workers: threads that encode; None: one for each core that this process may use.
+        gate: what the generation has to pass before it is published; None: anything passes.
 
     Attributes:
         id_type: what ids are; None until it is known.
         encoding: how embeddings are stored.
         notices: why rows of the current generation cannot be reused, in sentences; known with the id type.
         quality: what the encoding costs, as the manifest says; empty until the generation was checked.
+        verdict: of the gate; None until then, and where there was nothing to compare with.
         generation: name of the published generation; None until then.
     """
 
@@ -89,6 +94,7 @@ class Refresh:
         id_type: IdType | None = None,
         encoding: str | None = None,
         workers: int | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._store, self._runtime = store, runtime
         self._current = current_manifest(store)
@@ -96,7 +102,9 @@ class Refresh:
         self.encoding = encoding or (self._current.encoding if self._current else "float32")
         self.notices: list[str] = []
         self.quality: dict[str, Any] = {}
+        self.verdict: Verdict | None = None
         self.generation: str | None = None
+        self._gate = gate
         self._exit = contextlib.ExitStack()
         self._writer: Writer
         self._workers = ThreadPoolExecutor(workers or default_workers(), "encode")
@@ -117,7 +125,10 @@ class Refresh:
             IdTypeError: the store has ids of another type.
             VectorsError: no such encoding.
             StoreError: the store cannot be made or written.
+            UsageError: what the gate needs is not there.
         """
+        if self._gate is not None:
+            self._gate.prepare(self._current)
         if self.id_type is not None:
             self._open(self.id_type)
         return self
@@ -177,6 +188,7 @@ class Refresh:
             EmptyGenerationError: there is no document.
             MismatchError: a stored embedding is not what its document encodes to; nothing was published, and what was
                 encoded is discarded.
+            DriftError: the gate refuses the generation; nothing was published.
             CancelledError, VectorsError, StoreFullError: as `add`.
         """
         if not self._accepted and not self._window:
@@ -192,10 +204,22 @@ class Refresh:
             except MismatchError:
                 self._writer.discard()  # the wrong row may be among those that the next refresh would reuse
                 raise
+            self._pass_gate(generation)
         self._duplicates = self._writer.duplicates
         self._stop_if_cancelled()
         self.generation = self._writer.publish(self.quality)
         return self.generation
+
+    def _pass_gate(self, generation: Generation) -> None:
+        """Compares a sealed generation with the current one, where there is one that can be read."""
+        if self._gate is None or self._writer.damage is not None:
+            return
+        with contextlib.ExitStack() as stack, contextlib.suppress(NoGenerationError):
+            current = stack.enter_context(contextlib.closing(self._store.open(self._store.current())))
+            self.verdict = self._gate.judge(current, generation, self._sample.texts, self._workers)
+        if self.verdict is not None:
+            self.quality["gate"] = self.verdict.as_dict()
+            self.verdict.require()
 
     def cancel(self) -> None:
         """Makes `add` and `commit` raise CancelledError soon. For any thread, and for signal handlers."""

@@ -32,6 +32,11 @@ class Sample:
         self._keys: list[str | int] = []
         self._texts: dict[str | int, str] = {}
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the sampled documents, but for those left out."""
+        return [text for text in self._texts.values() if text]
+
     def offer(self, keys: Sequence[str | int], texts: Sequence[str]) -> None:
         """Shows it the next documents; one with a sampled key takes the place of the earlier one, as in the store."""
         slots = self._random.integers(0, np.arange(self._seen, self._seen + len(keys)), endpoint=True)

@@ -11,15 +11,17 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from encoder_server.documents import Document, Rejection
 from encoder_server.documents.document import Columns, InvalidValueError, Row, document_key, document_text
+from encoder_server.gate import Gate
 from encoder_server.metrics import Metrics
 from encoder_server.refresh import Refresh
 from encoder_server.settings import Settings
 from store.store import Store
-from twinbert.errors import InvalidRequestError, UnsupportedError
+from twinbert.errors import DriftError, InvalidRequestError, UnsupportedError
 from twinbert.runtime import Runtime
 from twinbert.serving.log import event
 from twinbert.serving.rpc import parsed
@@ -62,8 +64,11 @@ class Refresher:
             TimeoutError: the client sent nothing for too long.
             StoreError, TwinbertError: as from `Refresh`.
         """
-        encoding = _stored_as(await self._next(requests))
-        refresh = Refresh(self._store, self._runtime, encoding=encoding, workers=self._settings.workers)
+        first = await self._next(requests)
+        encoding = _stored_as(first)
+        settings = self._settings
+        gate = Gate(replace(settings.gate, force=first is not None and first.start.force), self._runtime)
+        refresh = Refresh(self._store, self._runtime, encoding=encoding, workers=settings.workers, gate=gate)
         generation = None
         async with self._working(refresh) as thread:
             while request := await self._next(requests):
@@ -93,6 +98,9 @@ class Refresher:
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
+        except DriftError as error:
+            outcome, message = "refused", str(error)
+            raise
         except Exception as error:
             message = str(error)
             raise
@@ -119,6 +127,7 @@ class Refresher:
             reused=progress.reused,
             rejected=progress.rejected,
             notices=refresh.notices,
+            gate=refresh.verdict and refresh.verdict.as_dict(),
         )
 
     async def close(self) -> None:

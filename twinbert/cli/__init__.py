@@ -5,13 +5,13 @@
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
-    store       store list | verify | rollback | gc | copy
+    store       store list | verify | rollback | gc | copy | adopt
     train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
 Exit codes: 0 done · 1 the reader of the output went away, or a bug, with its trace · 2 bad input, or an error that a
-user can mend · 130 interrupted.
+user can mend · 3 the swap gate refused a generation · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from twinbert.cli import bundle, scorer, store, train
 from twinbert.cli.encoder import encoder
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
-from twinbert.errors import TwinbertError
+from twinbert.errors import DriftError, TwinbertError
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(scorer.score)
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _usage(error)
     except ImportError as error:
         message = _missing_extra(error)
+    except DriftError as error:
+        message, code = str(error), 3
     except (TwinbertError, StoreError, OSError) as error:
         message = str(error)
     typer.echo(f"twinbert: {' '.join(message.split())}", err=True)

@@ -6,6 +6,15 @@ from typing import Annotated
 
 import typer
 
+from twinbert.cli.gate import (
+    BundlesOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
 from twinbert.cli.options import (
     ENCODER_ADDRESS,
     ENCODER_METRICS_PORT,
@@ -34,6 +43,12 @@ def encoder(
     idle_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="A Refresh that sends nothing for this long is ended.")
     ] = 600.0,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
     drain_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
     ] = 20.0,
@@ -54,5 +69,18 @@ def encoder(
             connection_age_s=_CONNECTION_AGE_S,
             drain_s=drain_seconds,
         ),
-        settings=Settings(workers=threads or default_workers(), texts=max_texts, waiting=queue, idle_s=idle_seconds),
+        settings=Settings(
+            workers=threads or default_workers(),
+            texts=max_texts,
+            waiting=queue,
+            idle_s=idle_seconds,
+            gate=gate_settings(
+                replay=replay,
+                bundles=bundles,
+                max_lost=max_lost,
+                min_tau=min_tau,
+                min_overlap=min_overlap,
+                max_shift=max_shift,
+            ),
+        ),
     )

@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from twinbert.cli.gate import (
+    BundlesOption,
+    ForceOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
 from twinbert.cli.options import BundleOption, EncodingOption, JsonOption, StoreOption, ThreadsOption
 from twinbert.cli.tables import on_terminal, print_lines, print_table
 from twinbert.errors import UnsupportedError
@@ -52,12 +62,22 @@ def refresh(
     delta: Annotated[
         bool, typer.Option("--delta", help="The documents are what changed. Not in this version.")
     ] = False,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode documents and publish them as the store's next generation.
 
     The documents are the whole corpus: what they lack is gone. Unchanged ones are not encoded again, and a run that was
     interrupted is taken up by the next. Progress goes to standard error: a bar on a terminal, JSON lines elsewhere.
+
+    Before it is published the generation is compared with the one in service: where it lost documents, or scores and
+    ranks otherwise than the limits allow, nothing is published and the exit code is 3.
     """
     from encoder_server import command
 
@@ -70,7 +90,7 @@ def refresh(
             bundle=bundle,
             store=store,
             documents=documents,
-            report=_report(stack),
+            report=open_report(stack),
             format=format,
             id_column=id_column,
             text_columns=text_column or ["text"],
@@ -79,6 +99,15 @@ def refresh(
             encoding=encoding,
             workers=threads,
             rejected=rejected,
+            gate=gate_settings(
+                replay=replay,
+                bundles=bundles,
+                max_lost=max_lost,
+                min_tau=min_tau,
+                min_overlap=min_overlap,
+                max_shift=max_shift,
+                force=force,
+            ),
         )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
@@ -88,7 +117,8 @@ def refresh(
         print_lines(_summary(result))
 
 
-def _report(stack: ExitStack) -> Report:
+def open_report(stack: ExitStack) -> Report:
+    """What is told of a refresh: a bar on a terminal, JSON lines elsewhere."""
     from encoder_server.report import Bar, JsonLines
     from twinbert.serving import log
 

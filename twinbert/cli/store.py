@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinbert.cli.options import JsonOption, StoreOption
+from twinbert.cli.gate import (
+    BundlesOption,
+    ForceOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
+from twinbert.cli.options import BundleOption, JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from store.maintenance import Listed
 
-app = typer.Typer(help="List, verify, roll back, collect and copy the generations of a store.")
+app = typer.Typer(help="List, verify, roll back, collect, copy and adopt the generations of a store.")
 
 GenerationOption = Annotated[str | None, typer.Option(metavar="NAME", help="The generation's name.")]
 
@@ -114,6 +124,42 @@ def copy(
     opened.require()
     name, copied = run(opened, Store(destination), generation)
     typer.echo(f"{destination}: current is {name}, {copied:,} bytes copied")
+
+
+@app.command()
+def adopt(
+    *,
+    bundle: BundleOption,
+    store: StoreOption,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Publish the current generation for another bundle of its fingerprint: a new query tower, nothing encoded again.
+
+    The swap gate compares both bundles on recorded requests, and refuses as in a refresh.
+    """
+    from contextlib import ExitStack
+
+    from encoder_server.adoption import adopt as run
+    from twinbert.cli.refresh import open_report
+
+    with ExitStack() as stack:
+        gate = gate_settings(
+            replay=replay,
+            bundles=bundles,
+            max_lost=max_lost,
+            min_tau=min_tau,
+            min_overlap=min_overlap,
+            max_shift=max_shift,
+            force=force,
+        )
+        name = run(bundle=bundle, store=store, report=open_report(stack), gate=gate)
+    typer.echo(f"{store}: current is {name}")
 
 
 def _as_dict(one: Listed) -> dict[str, object]:

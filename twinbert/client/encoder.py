@@ -106,6 +106,7 @@ class EncoderClient:
         documents: Iterable[Document],
         *,
         encoding: Literal["float32", "float16", "uint8"] | None = None,
+        force: bool = False,
         timeout: float = REFRESH_TIMEOUT_S,
     ) -> Iterator[Progress]:
         """Makes `documents` the whole corpus: streams them in batches and yields progress after each; the last report
@@ -117,15 +118,17 @@ class EncoderClient:
         Args:
             documents: The corpus; of two documents with one id the last wins.
             encoding: How embeddings are stored; None: as in the current generation, else float32.
+            force: Publish although the swap gate refuses the generation.
             timeout: Deadline in seconds. A refresh is never retried by itself.
 
         Raises:
             InvalidRequestError: A document that the request cannot hold.
-            RemoteError: As from `encode`; FAILED_PRECONDITION, reason STORE_LOCKED, when another refresh is running.
+            RemoteError: As from `encode`; FAILED_PRECONDITION, reason STORE_LOCKED, when another refresh is running,
+                reason GENERATION_DRIFT, when the swap gate refuses the generation.
         """
         # gRPC reads the requests in a thread of its own and hides what they raise: it is kept here, for the caller.
         failures: list[Exception] = []
-        call = self._stub.Refresh(_refresh_requests(documents, encoding, failures), timeout=timeout)
+        call = self._stub.Refresh(_refresh_requests(documents, encoding, force, failures), timeout=timeout)
         try:
             with self._endpoint.errors(timeout):
                 for response in call:
@@ -152,12 +155,13 @@ class EncoderClient:
 
 
 def _refresh_requests(
-    documents: Iterable[Document], encoding: str | None, failures: list[Exception]
+    documents: Iterable[Document], encoding: str | None, force: bool, failures: list[Exception]
 ) -> Iterator[pb.RefreshRequest]:
     """The requests of one refresh. When `documents` fails, so that the stream must not be committed, it just ends."""
     try:
         stored_as = f"ENCODING_{(encoding or 'unspecified').upper()}"
-        yield pb.RefreshRequest(start=pb.RefreshStart(mode=pb.REFRESH_MODE_FULL, encoding=stored_as))
+        start = pb.RefreshStart(mode=pb.REFRESH_MODE_FULL, encoding=stored_as, force=force)
+        yield pb.RefreshRequest(start=start)
         for batch in _batches(documents):
             yield pb.RefreshRequest(batch=batch)
     except Exception as error:  # noqa: BLE001 - the edge of gRPC's thread

@@ -56,12 +56,14 @@ class EncodeResponse(_message.Message):
     def __init__(self, embeddings: _Optional[bytes] = ..., dimension: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class RefreshStart(_message.Message):
-    __slots__ = ("mode", "encoding")
+    __slots__ = ("mode", "encoding", "force")
     MODE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     mode: RefreshMode
     encoding: Encoding
-    def __init__(self, mode: _Optional[_Union[RefreshMode, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    force: bool
+    def __init__(self, mode: _Optional[_Union[RefreshMode, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., force: bool = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("id", "number", "text", "time_ms")
