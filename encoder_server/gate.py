@@ -31,6 +31,7 @@ from twinbert.runtime import Floats, Runtime
 
 _REQUESTS = 500  # the latest of a recording
 _ENOUGH = 64  # requests; where fewer were recorded, texts of documents make up for them
+_FEWEST = 20  # requests that tell a broken model, whose τ is 0 ± 0.2 for 20 candidates, from one that agrees
 _AT_ONCE = 32  # requests whose candidates are in memory
 _CANDIDATES = 1000  # of one request: what τ takes grows with their square
 _SAMPLED_CANDIDATES = 100  # of a request that names none
@@ -72,7 +73,7 @@ class Gate:
             What was found; None where the current one has too few documents to tell.
 
         Raises:
-            UsageError: as `prepare`, or there is nothing to ask for.
+            UsageError: as `prepare`, or there is too little to ask for.
         """
         if not _judged(before.manifest):
             return None
@@ -81,8 +82,11 @@ class Gate:
             serving = self._runtime_of(before.manifest)
         recorded = self._recorded(before.manifest)
         requests = recorded + [Request(text, [], "") for text in texts[: max(0, _ENOUGH - len(recorded))]]
-        if not requests and not self._settings.force:
-            raise UsageError("the swap gate has nothing to ask for: name recorded requests with --replay, or --force")
+        if not texts and len(recorded) < _FEWEST and not self._settings.force:
+            raise UsageError(
+                f"the swap gate has {len(recorded)} recorded requests to ask for and needs {_FEWEST}: name a file that "
+                "has them with --replay, or publish without comparing: --force"
+            )
         found = _Comparison(before, serving, after, self._runtime).of(requests, workers)
         defaults = SAME_MODEL if serving is self._runtime else OTHER_MODEL
         return Verdict(

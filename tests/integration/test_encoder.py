@@ -335,7 +335,7 @@ def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) ->
     with running("encoder", tiny_bundle, store) as server, connected(server) as stub:
         before = server.metrics()
         outcomes = {"documents": ("encoded", "reused", "rejected", "duplicate")}
-        outcomes["refreshes"] = ("published", "failed", "abandoned")
+        outcomes["refreshes"] = ("published", "refused", "failed", "abandoned")
         for name, values in outcomes.items():
             for outcome in values:
                 assert before[f'twinbert_encoder_{name}_total{{outcome="{outcome}"}}'] == 0

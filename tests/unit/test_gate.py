@@ -185,7 +185,7 @@ def test_the_bundle_in_service_is_asked_for_before_anything_is_encoded(
     """Without it the rankings of two models cannot be compared: that is said at once, or known to be forced."""
     alone = variant(bundles / "retrained", tmp_path / "alone" / "new", "document", retrained)
     runtime = Runtime(Bundle.open(alone), towers=TOWERS)
-    with pytest.raises(UsageError, match="name the folder that has that bundle with --bundles.*--force"):
+    with pytest.raises(UsageError, match=r"name the folder that has that bundle with --bundles.*--force"):
         Refresh(store, runtime, gate=Gate(GateSettings(), runtime)).__enter__()
     with pytest.raises(UsageError, match="does not exist"):
         Refresh(store, runtime, gate=Gate(GateSettings(replay=tmp_path / "none"), runtime)).__enter__()
