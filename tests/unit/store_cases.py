@@ -16,7 +16,7 @@ import xxhash
 
 from store.documents import Batch
 from store.encoding import Floats
-from store.format import CURRENT, GENERATIONS, SEGMENTS, generation_name
+from store.format import COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, generation_name
 from store.store import Store
 from store.writer import Writer, digests
 
@@ -167,6 +167,6 @@ def forge(store: Store, change: Callable[[dict[str, Any]], object], *, number: i
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a store but its lock, by relative path."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "LOCK")
+    """Every file of a store but its locks, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, COMPACTION))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

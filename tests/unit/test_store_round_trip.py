@@ -82,14 +82,14 @@ def assert_holds(generation: Generation, last: dict[Any, Document], absent: list
     assert located.found.tolist() == [True, False] * len(ids)
     found_ND = generation.read(located)
     assert (np.abs(found_ND - expected_ND) <= step_N1).all()
-    assert generation.ids(located.rows.astype(np.int64)) == ids
+    assert generation.ids(located.rows) == ids
 
     rows: list[int] = []
     blocks: list[Floats] = []
-    for first, block_ND in generation.scan(5):
-        assert 1 <= len(block_ND) <= 5
-        rows += range(first, first + len(block_ND))
-        blocks.append(block_ND)
+    for rows_R, block_RD in generation.scan(5):
+        assert 1 <= len(rows_R) == len(block_RD) <= 5
+        rows += rows_R.tolist()
+        blocks.append(block_RD)
     assert rows == list(range(manifest.documents)) == list(range(len(last)))
     np.testing.assert_array_equal(np.concatenate(blocks)[located.rows], found_ND)
     assert manifest.watermark_ms == max(document.time_ms for document in last.values())
@@ -163,7 +163,7 @@ def test_reuse_copies_the_bits(tmp_path: Path, encoding: tuple[str, bool]) -> No
                 into.sync()
                 continue
             with into.seal() as generation:
-                seen.append(generation.segment.raw(generation.locate(ids).rows))
+                seen.append(generation.stack.segments[0].raw(generation.locate(ids).rows))
             into.publish({})
     (rows, scales), (rows_again, scales_again) = seen
     assert rows.tobytes() == rows_again.tobytes()
