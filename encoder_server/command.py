@@ -13,11 +13,12 @@ from types import FrameType
 from typing import Any, Literal
 
 from encoder_server.current import current_manifest
-from encoder_server.documents import Document, DocumentSource, Rejection
+from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.gate import Gate
 from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
-from encoder_server.settings import GateSettings
+from encoder_server.settings import MAX_DEAD_SHARE, MAX_SEGMENTS, GateSettings
+from store.compaction import due
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
@@ -28,13 +29,15 @@ _CHARACTERS_AT_ONCE = 4 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a refresh did, in documents; `rejected` by reason, `quality` as the manifest says it."""
+    """What a refresh did, in documents: see `Progress`; `rejected` by reason, `quality` of the sample of it."""
 
     generation: str
     documents: int
     received: int
     encoded: int
     reused: int
+    deleted: int
+    absent: int
     duplicates: int
     truncated: int
     rejected: Mapping[str, int]
@@ -58,13 +61,14 @@ def refresh(
     encoding: str | None = None,
     workers: int | None = None,
     rejected: Path | None = None,
+    delta: bool = False,
     gate: GateSettings | None = None,
 ) -> Result:
-    """Makes the documents of an input the next generation of a store.
+    """Makes the documents of an input the next generation of a store, or what the next one has otherwise.
 
     Args:
         bundle: the bundle's directory.
-        store: the store's folder; it is made where there is none.
+        store: the store's folder; for a full refresh it is made where there is none.
         documents: a file or folder, or "-" for standard input: see `DocumentSource`.
         report: what is told of the progress.
         format: of the documents.
@@ -75,6 +79,7 @@ def refresh(
         encoding: how embeddings are stored; None: as in the current generation, else float32.
         workers: threads that encode; None: one for each core.
         rejected: file for the documents that were left out, as JSON Lines.
+        delta: the documents are what changed, some of them deletions.
         gate: what the generation has to pass before it is published; None: the gate with its defaults.
 
     Raises:
@@ -91,13 +96,14 @@ def refresh(
         text_columns=text_columns,
         time_column=time_column,
         id_type=id_type or (current.id_type if current else "auto"),
+        delta=delta,
     )
     runtime = Runtime(opened, towers=TOWERS)
     judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()
-    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, gate=judge)
+    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, delta=delta, gate=judge)
     reader = _Reader(source, pipeline)
-    text = f"refreshing {store} from {documents}, {pipeline.encoding}"
+    text = f"refreshing {store} from {'what changed in ' if delta else ''}{documents}, {pipeline.encoding}"
     report.event(
         "started", text, store=str(store), documents=str(documents), model=opened.model, encoding=pipeline.encoding
     )
@@ -106,6 +112,8 @@ def refresh(
             with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
                 _add_all(reader, pipeline, rejections, report)
                 generation = _commit(pipeline, report)
+                for rejection in pipeline.rejections:
+                    rejections.add(rejection)
         except (CancelledError, KeyboardInterrupt):
             report.event("interrupted", "interrupted: run it again to go on, what is encoded so far is reused")
             raise KeyboardInterrupt from None
@@ -116,6 +124,8 @@ def refresh(
         received=progress.received,
         encoded=progress.encoded,
         reused=progress.reused,
+        deleted=progress.deleted,
+        absent=progress.absent,
         duplicates=progress.duplicates,
         truncated=progress.truncated,
         rejected=dict(rejections.by_reason.most_common()),
@@ -124,7 +134,14 @@ def refresh(
         encoding=pipeline.encoding,
         quality=pipeline.quality,
     )
-    report.event("published", f"published {generation}", generation=generation, documents=result.documents)
+    if current is not None and generation == current.name:
+        report.event("unchanged", f"nothing changed: {generation} stays", generation=generation)
+    else:
+        report.event("published", f"published {generation}", generation=generation, documents=result.documents)
+    manifest = target.manifest(generation)
+    if due(manifest, max_segments=MAX_SEGMENTS, max_dead_share=MAX_DEAD_SHARE):
+        text = f"{len(manifest.segments)} segments, {manifest.dead_share:.0%} of the rows dead: twinbert store compact"
+        report.event("notice", f"{store}: {text} makes lookups faster, where no encoder does it in the background")
     return result
 
 
@@ -148,9 +165,9 @@ def _commit(pipeline: Refresh, report: Report) -> str:
             report.event("gate", pipeline.verdict.table(), **pipeline.verdict.as_dict())
 
 
-def _chunk(documents: Iterator[Document | Rejection]) -> list[Document | Rejection]:
+def _chunk(documents: Iterator[Document | Deletion | Rejection]) -> list[Document | Deletion | Rejection]:
     """The next documents: so many, or as many as have so many characters."""
-    chunk: list[Document | Rejection] = []
+    chunk: list[Document | Deletion | Rejection] = []
     characters = 0
     for document in documents:
         chunk.append(document)
@@ -169,7 +186,7 @@ class _Reader:
         self._source, self._refresh = source, refresh
         self._reading = self._interrupted = False
 
-    def __iter__(self) -> Iterator[list[Document | Rejection]]:
+    def __iter__(self) -> Iterator[list[Document | Deletion | Rejection]]:
         documents = iter(self._source)
         while True:
             self._reading = True

@@ -48,6 +48,7 @@ class Gate:
     def __init__(self, settings: GateSettings, runtime: Runtime) -> None:
         self._settings, self._runtime = settings, runtime
         self._serving: Runtime | None = None
+        self._recorded: list[Request] = []
 
     def prepare(self, current: Manifest | None) -> None:
         """Finds what judging against this generation takes, so that it is not missed after hours of encoding.
@@ -57,7 +58,8 @@ class Gate:
         """
         if current is None or not _judged(current):
             return
-        self._recorded(current)
+        if self._settings.replay is not None:
+            self._recorded = read_requests(self._settings.replay, current.id_type, _REQUESTS)
         self._serving = self._runtime_of(current)
 
     def judge(self, before: Generation, after: Generation, texts: Sequence[str], workers: Executor) -> Verdict | None:
@@ -77,10 +79,9 @@ class Gate:
         """
         if not _judged(before.manifest):
             return None
-        serving = self._serving
-        if serving is None or serving.bundle.model != before.manifest.model:  # another refresh came in between
-            serving = self._runtime_of(before.manifest)
-        recorded = self._recorded(before.manifest)
+        if self._serving is None or self._serving.bundle.model != before.manifest.model:
+            self.prepare(before.manifest)
+        serving, recorded = self._serving, self._recorded
         requests = recorded + [Request(text, [], "") for text in texts[: max(0, _ENOUGH - len(recorded))]]
         if not texts and len(recorded) < _FEWEST and not self._settings.force:
             raise UsageError(
@@ -98,11 +99,6 @@ class Gate:
             compared=serving is not None and bool(requests),
             force=self._settings.force,
         )
-
-    def _recorded(self, current: Manifest) -> list[Request]:
-        if self._settings.replay is None:
-            return []
-        return read_requests(self._settings.replay, current.id_type)[-_REQUESTS:]
 
     def _runtime_of(self, current: Manifest) -> Runtime | None:
         """The bundle that serves the current generation; None where it is not found and nobody insists."""

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# With more, a lookup among all of them would take half as long again as among one; dead rows cost memory and scans.
+MAX_SEGMENTS = 5
+MAX_DEAD_SHARE = 0.25
+
 
 def default_workers() -> int:
     """One a core that this process may use."""
@@ -39,6 +43,8 @@ class Settings:
         texts: texts of one Encode.
         waiting: Encode requests that may wait for a worker; more are refused with RESOURCE_EXHAUSTED.
         idle_s: a Refresh stream that sends nothing for this long is ended, since it holds the store's lock.
+        max_segments: a generation with more is compacted.
+        max_dead_share: a generation of whose rows more are dead is compacted.
         gate: how generations are judged before they are published.
     """
 
@@ -46,4 +52,6 @@ class Settings:
     texts: int = 256
     waiting: int = 64
     idle_s: float = 600.0
+    max_segments: int = MAX_SEGMENTS
+    max_dead_share: float = MAX_DEAD_SHARE
     gate: GateSettings = field(default_factory=GateSettings)

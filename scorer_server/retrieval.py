@@ -109,7 +109,7 @@ def _scan(
     rows_QK = nearest(generation, queries_QD, limit + _SPARE, given_up)
     scanned = time.perf_counter()
     count = rows_QK.shape[1]
-    documents_ND = generation.segment.read(rows_QK.reshape(-1))
+    documents_ND = generation.read_rows(rows_QK.reshape(-1))
     scores = runtime.cross(queries_QD, documents_ND, np.repeat(np.arange(len(queries_QD)), count), "cosine")
     response = pb.RetrieveResponse(generation=generation.name, model=runtime.bundle.model, exact=True)
     for rows_K, scores_K in zip(rows_QK, scores.reshape(-1, count), strict=True):
@@ -128,11 +128,11 @@ def nearest(generation: Generation, queries_QD: Floats, count: int, given_up: th
     directions_QD = _normalised(queries_QD)
     best_QK = np.empty((len(queries_QD), 0), dtype=np.float32)
     rows_QK = np.empty((len(queries_QD), 0), dtype=np.int64)
-    for first, documents_RD in generation.scan(_BLOCK_ROWS):
+    for rows_R, documents_RD in generation.scan(_BLOCK_ROWS):
         if given_up.is_set():
             raise TimeoutError("the caller has given up")
         cosines_QR = directions_QD @ _normalised(documents_RD).T
-        rows_QR = np.broadcast_to(np.arange(first, first + len(documents_RD)), cosines_QR.shape)
+        rows_QR = np.broadcast_to(rows_R, cosines_QR.shape)
         best_QK = np.concatenate([best_QK, cosines_QR], axis=1)
         rows_QK = np.concatenate([rows_QK, rows_QR], axis=1)
         if best_QK.shape[1] > count:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ def older(path: Path) -> Path:
     return path.with_name(f"{path.name}.1")
 
 
-def read_requests(path: Path, id_type: str) -> list[Request]:
-    """The requests of a recording with ids of this type, oldest first. What is no request is left out: the last line
-    may be half written.
+def read_requests(path: Path, id_type: str, count: int) -> list[Request]:
+    """The latest requests of a recording with ids of this type, up to `count`, the latest first. What is no request is
+    left out: the last line may be half written.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
     """
-    return [request for line in _lines(path) if (request := _request(line, id_type)) is not None]
+    requests = (request for line in _lines(path) if (request := _request(line, id_type)) is not None)
+    return list(islice(requests, count))
 
 
 def read_missed(path: Path, id_type: str) -> set[str | int]:
@@ -55,14 +57,15 @@ def read_missed(path: Path, id_type: str) -> set[str | int]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What the lines hold, the latest first."""
     try:
-        texts = [one.read_text("utf-8", errors="replace") for one in (older(path), path) if one.exists()]
+        texts = [one.read_text("utf-8", errors="replace") for one in (path, older(path)) if one.exists()]
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if not texts:
         raise UsageError(f"{path}: does not exist; a scorer that is told to record there makes it")
     for text in texts:
-        for line in text.split("\n"):
+        for line in reversed(text.split("\n")):
             try:
                 fields = json.loads(line)
             except (ValueError, RecursionError):

@@ -124,8 +124,8 @@ def test_a_request_is_read_as_it_was_recorded(recording: Recording) -> None:
     for one in (request(("red shoe", ["b", "a"])), numbers):
         RequestSampler(recording.recorder, rate=1e9).offer(one, "cosine")
     recording.recorder.close()
-    assert read_requests(recording.path, "string") == [Request("red shoe", ["b", "a"], "cosine")]
-    assert read_requests(recording.path, "integer") == [Request("größe 40\nred", [2**64 - 1, 0], "cosine")]
+    assert read_requests(recording.path, "string", 9) == [Request("red shoe", ["b", "a"], "cosine")]
+    assert read_requests(recording.path, "integer", 9) == [Request("größe 40\nred", [2**64 - 1, 0], "cosine")]
 
 
 def test_of_a_large_request_a_part_is_recorded(recording: Recording) -> None:
@@ -171,11 +171,12 @@ def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
     """A line that was cut off, a blank query, ids of the other type: the others are read; no file at all is said."""
     path = tmp_path / "requests.jsonl"
     with pytest.raises(UsageError, match="does not exist; a scorer that is told to record there makes it"):
-        read_requests(path, "string")
+        read_requests(path, "string", 9)
     good = {"query": "q", "ids": ["a"]}
     bad = [{"query": " ", "ids": []}, {"query": "q", "ids": [1]}, {"query": 3}, {"query": "q", "ids": "abc"}, [], None]
     bad += [{"query": "q", "ids": [True]}, {"query": "q", "ids": [""]}, {"query": "q", "crossing": 3}]
     text = "".join(json.dumps(line) + "\n" for line in (*bad, good, {"query": "alone"}))
     path.write_bytes(b"\xff\xfe\n" + text.encode() + b"[" * 100_000 + b'\n{"query": "cut o')
-    assert read_requests(path, "string") == [Request("q", ["a"], ""), Request("alone", [], "")]
-    assert read_requests(path, "integer") == [Request("alone", [], ""), Request("q", [1], "")][::-1]
+    assert read_requests(path, "string", 9) == [Request("alone", [], ""), Request("q", ["a"], "")]
+    assert read_requests(path, "integer", 9) == [Request("alone", [], ""), Request("q", [1], "")]
+    assert read_requests(path, "string", 1) == [Request("alone", [], "")]

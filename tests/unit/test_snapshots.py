@@ -165,6 +165,6 @@ def test_a_thread_keeps_what_it_reads(tmp_path: Path) -> None:
         await until(lambda: snapshots.current.generation.name == name and len(snapshots.held) == 1)
         assert snapshot.generation.read(snapshot.generation.locate(["d1"])).shape == (1, 4)
         work.set_result(None)
-        await until(lambda: not hasattr(snapshot.generation.segment, "index"))
+        await until(lambda: not hasattr(snapshot.generation.stack.segments[0], "index"))
 
     run(store, test, hold_generations=0, hold_seconds=0)

@@ -5,7 +5,7 @@
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
-    store       store list | verify | rollback | gc | copy | adopt
+    store       store list | verify | rollback | pin | unpin | gc | compact | copy | adopt
     train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.

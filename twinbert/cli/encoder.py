@@ -43,6 +43,12 @@ def encoder(
     idle_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="A Refresh that sends nothing for this long is ended.")
     ] = 600.0,
+    max_segments: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Merge segments in the background when there are more.")
+    ] = 5,
+    max_dead_share: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Merge all when more of the rows are dead.")
+    ] = 0.25,
     replay: ReplayOption = None,
     bundles: BundlesOption = None,
     max_lost: MaxLostOption = None,
@@ -53,7 +59,7 @@ def encoder(
         float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
     ] = 20.0,
 ) -> None:
-    """Serve Encode and Refresh over gRPC, and Prometheus metrics."""
+    """Serve Encode and Refresh over gRPC, and Prometheus metrics; compact the store in the background."""
     from encoder_server.server import serve
     from encoder_server.settings import Settings, default_workers
     from twinbert.serving.lifecycle import Listening
@@ -74,6 +80,8 @@ def encoder(
             texts=max_texts,
             waiting=queue,
             idle_s=idle_seconds,
+            max_segments=max_segments,
+            max_dead_share=max_dead_share,
             gate=gate_settings(
                 replay=replay,
                 bundles=bundles,

@@ -23,7 +23,6 @@ from twinbert.cli.gate import (
 )
 from twinbert.cli.options import BundleOption, EncodingOption, JsonOption, StoreOption, ThreadsOption
 from twinbert.cli.tables import on_terminal, print_lines, print_table
-from twinbert.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from encoder_server.command import Result
@@ -60,7 +59,7 @@ def refresh(
         Path | None, typer.Option(metavar="FILE", help="Write the documents that are left out here, as JSON Lines.")
     ] = None,
     delta: Annotated[
-        bool, typer.Option("--delta", help="The documents are what changed. Not in this version.")
+        bool, typer.Option("--delta", help="The documents are what changed; deleted: true deletes one.")
     ] = False,
     replay: ReplayOption = None,
     bundles: BundlesOption = None,
@@ -73,18 +72,15 @@ def refresh(
 ) -> None:
     """Encode documents and publish them as the store's next generation.
 
-    The documents are the whole corpus: what they lack is gone. Unchanged ones are not encoded again, and a run that was
-    interrupted is taken up by the next. Progress goes to standard error: a bar on a terminal, JSON lines elsewhere.
+    The documents are the whole corpus: what they lack is gone; with --delta they are what changed. Unchanged ones are
+    not encoded again, and a run that was interrupted is taken up by the next. Progress goes to standard error: a bar on
+    a terminal, JSON lines elsewhere.
 
     Before it is published the generation is compared with the one in service: where it lost documents, or scores and
     ranks otherwise than the limits allow, nothing is published and the exit code is 3.
     """
     from encoder_server import command
 
-    if delta:
-        raise UnsupportedError(
-            "--delta is not in this version: refresh with the whole corpus, unchanged rows are reused"
-        )
     with ExitStack() as stack:
         result = command.refresh(
             bundle=bundle,
@@ -99,6 +95,7 @@ def refresh(
             encoding=encoding,
             workers=threads,
             rejected=rejected,
+            delta=delta,
             gate=gate_settings(
                 replay=replay,
                 bundles=bundles,
@@ -136,6 +133,7 @@ def _summary(result: Result) -> list[tuple[str, str]]:
         ("documents", f"{result.documents:,}"),
         ("encoded", f"{result.encoded:,}, {result.truncated:,} of them longer than the tower reads"),
         ("reused", f"{result.reused:,}"),
+        ("deleted", f"{result.deleted:,}, {result.absent:,} of them not there"),
         ("duplicates", f"{result.duplicates:,}"),
         ("rejected", f"{sum(result.rejected.values()):,}{rejected}"),
         ("time", f"{result.seconds:,.1f} s, {result.documents_per_s:,.0f} documents/s"),

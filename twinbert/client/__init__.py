@@ -20,7 +20,7 @@ failed, `InvalidRequestError` when the request could not even be written.
 
 from __future__ import annotations
 
-from twinbert.client.encoder import Document, Embeddings, EncoderClient, Progress, Rejection
+from twinbert.client.encoder import Deletion, Document, Embeddings, EncoderClient, Progress, Rejection
 from twinbert.client.messages import (
     CrossingName,
     Description,
@@ -40,6 +40,7 @@ from twinbert.client.scorer import AsyncScorerClient, ScorerClient
 __all__ = [
     "AsyncScorerClient",
     "CrossingName",
+    "Deletion",
     "Description",
     "Document",
     "Embeddings",
