@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from encoder_server.current import current_manifest
 from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.gate import Gate
+from encoder_server.missing import Missing
 from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
 from encoder_server.settings import MAX_DEAD_SHARE, MAX_SEGMENTS, GateSettings
@@ -62,6 +63,7 @@ def refresh(
     workers: int | None = None,
     rejected: Path | None = None,
     delta: bool = False,
+    missing: Path | None = None,
     gate: GateSettings | None = None,
 ) -> Result:
     """Makes the documents of an input the next generation of a store, or what the next one has otherwise.
@@ -80,6 +82,7 @@ def refresh(
         workers: threads that encode; None: one for each core.
         rejected: file for the documents that were left out, as JSON Lines.
         delta: the documents are what changed, some of them deletions.
+        missing: a delta of those documents only that a scorer recorded here as missing.
         gate: what the generation has to pass before it is published; None: the gate with its defaults.
 
     Raises:
@@ -87,6 +90,7 @@ def refresh(
         DriftError: the gate refused the generation; nothing was published, and the report has what was measured.
         TwinbertError, StoreError: nothing was published; the message says why.
     """
+    delta = delta or missing is not None
     opened, target = Bundle.open(bundle), Store(store)
     current = current_manifest(target)
     source = DocumentSource(
@@ -98,11 +102,12 @@ def refresh(
         id_type=id_type or (current.id_type if current else "auto"),
         delta=delta,
     )
+    chosen = Missing(missing, current.id_type if current else "string", source) if missing else None
     runtime = Runtime(opened, towers=TOWERS)
     judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()
     pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, delta=delta, gate=judge)
-    reader = _Reader(source, pipeline)
+    reader = _Reader(chosen or source, pipeline)
     text = f"refreshing {store} from {'what changed in ' if delta else ''}{documents}, {pipeline.encoding}"
     report.event(
         "started", text, store=str(store), documents=str(documents), model=opened.model, encoding=pipeline.encoding
@@ -111,6 +116,9 @@ def refresh(
         try:
             with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
                 _add_all(reader, pipeline, rejections, report)
+                if chosen is not None:
+                    text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"
+                    report.event("missing", text, wanted=chosen.wanted, found=chosen.found)
                 generation = _commit(pipeline, report)
                 for rejection in pipeline.rejections:
                     rejections.add(rejection)
@@ -182,7 +190,7 @@ class _Reader:
     or a refresh at work, which comes to an orderly end.
     """
 
-    def __init__(self, source: DocumentSource, refresh: Refresh) -> None:
+    def __init__(self, source: Iterable[Document | Deletion | Rejection], refresh: Refresh) -> None:
         self._source, self._refresh = source, refresh
         self._reading = self._interrupted = False
 

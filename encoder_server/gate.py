@@ -83,20 +83,21 @@ class Gate:
             self.prepare(before.manifest)
         serving, recorded = self._serving, self._recorded
         requests = recorded + [Request(text, [], "") for text in texts[: max(0, _ENOUGH - len(recorded))]]
-        if not texts and len(recorded) < _FEWEST and not self._settings.force:
+        same = serving is self._runtime  # and so are the scores of whatever did not change
+        if not same and not texts and len(recorded) < _FEWEST and not self._settings.force:
             raise UsageError(
                 f"the swap gate has {len(recorded)} recorded requests to ask for and needs {_FEWEST}: name a file that "
                 "has them with --replay, or publish without comparing: --force"
             )
         found = _Comparison(before, serving, after, self._runtime).of(requests, workers)
-        defaults = SAME_MODEL if serving is self._runtime else OTHER_MODEL
+        defaults = SAME_MODEL if same else OTHER_MODEL
         return Verdict(
             against=before.name,
             recorded=len(recorded),
             asked=len(requests),
             measured=found,
             limits=dataclasses.replace(defaults, **self._settings.limits),
-            compared=serving is not None and bool(requests),
+            compared=same or (serving is not None and bool(requests)),
             force=self._settings.force,
         )
 

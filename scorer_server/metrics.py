@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from scorer_server.ages import Ages
 from store.reader import Generation
+from twinbert.recorded import MissReason
 from twinbert.serving.metrics import SECONDS, RpcMetrics, new_registry
 
 STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
 RECORDINGS = ("requests", "misses")
-MissReason = Literal["never_seen", "deleted"]
 RefusalReason = Literal["unverified", "bundle", "mismatch", "documents_lost", "error"]
 
 

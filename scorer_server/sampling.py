@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scorer_server.metrics import Metrics, MissReason
+from scorer_server.metrics import Metrics
 from scorer_server.recording import Recorder
 from scorer_server.settings import Settings
+from twinbert.recorded import MissReason
 from twinbert.v1 import scorer_pb2 as pb
 
 # Of one request. More would let few large requests displace many small ones from a file of bounded size.

@@ -260,7 +260,7 @@ class Segment:
     def touch(self) -> None:
         """Reads a byte of every page that lookups use."""
         for array in (*self._parts, *self.index.arrays, self.times):
-            array.reshape(-1).view(np.uint8)[::PAGESIZE].max()
+            array.reshape(-1).view(np.uint8)[::PAGESIZE].max(initial=0)  # of deletions only, some are empty
 
     def close(self) -> None:
         """Unmaps the segment; nothing may be reading it."""

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twinbert.errors import UsageError
 from twinbert.text import is_blank
+
+# Reasons of misses: not in the generation and not known to have been; deleted from it by a delta.
+MissReason = Literal["never_seen", "deleted"]
+DELETED: MissReason = "deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,13 @@ def read_requests(path: Path, id_type: str, count: int) -> list[Request]:
 
 
 def read_missed(path: Path, id_type: str) -> set[str | int]:
-    """The ids in a recording of misses that are of this type.
+    """The ids of this type in a recording of misses, but for those that were deleted.
 
     Raises:
         UsageError: as `read_requests`.
     """
-    return {line["id"] for line in _lines(path) if _is_id(line.get("id"), id_type)}
+    lines = (line for line in _lines(path) if _is_id(line.get("id"), id_type))
+    return {line["id"] for line in lines if line.get("reason") != DELETED}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

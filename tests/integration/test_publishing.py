@@ -216,6 +216,42 @@ def test_what_was_asked_for_is_recorded_and_replayed(
     assert json.loads(forced.stdout)["quality"]["gate"]["forced"] is True
 
 
+def test_misses_heal(  # noqa: PLR0917  fixtures
+    models: Path, store: Path, documents: Path, tmp_path: Path, server: Server, client: ScorerClient
+) -> None:
+    """`refresh --missing` adds those of the source's documents that were asked for and never there; what a delta
+    deleted stays deleted, and what the source does not have stays missing.
+    """
+    files = ("--bundle", str(models / "a"), "--store", str(store))
+    late = {"late": "red lamp", "later": "blue lamp", "unasked": "green lamp"}
+    gone = tmp_path / "gone.jsonl"
+    gone.write_text('{"id": "d6", "deleted": true}\n')
+    assert twinbert("refresh", *files, "--documents", str(gone), "--delta").returncode == 0
+    server.wait_for("generation_swapped")
+    asked = Task("lamp", ["d1", "d6", "late", "later", "nowhere"])
+    assert client.score(asked, timeout=60).results[0].found.tolist() == [True, False, False, False, False]
+    missed = {reason: f'twinbert_candidates_missed_total{{reason="{reason}"}}' for reason in ("never_seen", "deleted")}
+    metrics = server.metrics()
+    assert {reason: metrics[series] for reason, series in missed.items()} == {"never_seen": 3, "deleted": 1}
+    misses = tmp_path / "misses.jsonl"
+    while len(misses.read_text().splitlines()) < 4:
+        pass
+    everything = write_documents(tmp_path / "everything.jsonl", TEXTS | late)
+    with everything.open("a") as file:
+        file.write('{"id": "nowhere", "text": " "}\n{"id": "d1", "text": " "}\n')
+    done = twinbert("refresh", *files, "--documents", str(everything), "--missing", str(misses), "--json")
+    assert done.returncode == 0, done.stderr
+    told = {event["event"]: event for event in map(json.loads, done.stderr.splitlines())}
+    assert (told["missing"]["wanted"], told["missing"]["found"]) == (3, 2)
+    result = json.loads(done.stdout)
+    assert (result["encoded"], result["rejected"]) == (2, {"the text is blank": 1})
+    assert result["documents"] == len(TEXTS) - 1 + 2
+    server.wait_for("generation_swapped")
+    assert client.score(asked, timeout=60).results[0].found.tolist() == [True, False, True, True, False]
+    again = twinbert("refresh", *files, "--documents", str(documents), "--missing", str(tmp_path / "none"))
+    assert (again.returncode, "does not exist" in again.stderr) == (2, True)
+
+
 def test_the_gate_of_an_encoder(models: Path, store: Path) -> None:
     """Over gRPC a refusal is FAILED_PRECONDITION with its reason, counted as refused; a client may force it."""
     half = [Document(id_, text) for id_, text in [*TEXTS.items()][::2]]

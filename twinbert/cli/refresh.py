@@ -61,6 +61,10 @@ def refresh(
     delta: Annotated[
         bool, typer.Option("--delta", help="The documents are what changed; deleted: true deletes one.")
     ] = False,
+    missing: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A delta of those documents that a scorer recorded here as missing."),
+    ] = None,
     replay: ReplayOption = None,
     bundles: BundlesOption = None,
     max_lost: MaxLostOption = None,
@@ -96,6 +100,7 @@ def refresh(
             workers=threads,
             rejected=rejected,
             delta=delta,
+            missing=missing,
             gate=gate_settings(
                 replay=replay,
                 bundles=bundles,
