@@ -53,7 +53,7 @@ def adopt(*, bundle: Path, store: Path, report: Report, gate: GateSettings) -> s
             contextlib.closing(target.open(current.name)) as generation,
             ThreadPoolExecutor(default_workers(), "encode") as workers,
         ):
-            verdict = Gate(gate, Runtime(opened)).judge(generation, generation, [], workers)
+            verdict = Gate(gate, Runtime(opened)).judge(generation, generation, opened.model, [], workers)
         quality = {name: value for name, value in current.quality.items() if name != "gate"}
         if verdict is not None:
             report.event("gate", verdict.table(), **verdict.as_dict())

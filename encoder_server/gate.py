@@ -41,17 +41,22 @@ class Gate:
     """Judges the generation that is to replace the current one.
 
     Args:
-        settings: requests to replay, limits, and where the bundle that is served is found.
-        runtime: the bundle of the generation to be, with its query tower.
+        settings: requests to replay, limits, and where the bundle in service is found.
+        runtime: a bundle of the fingerprint of the generation to be, with its query tower.
     """
 
     def __init__(self, settings: GateSettings, runtime: Runtime) -> None:
         self._settings, self._runtime = settings, runtime
         self._serving: Runtime | None = None
         self._recorded: list[Request] = []
+        self._prepared = ""
 
-    def prepare(self, current: Manifest | None) -> None:
+    def prepare(self, current: Manifest | None, model: str) -> None:
         """Finds what judging against this generation takes, so that it is not missed after hours of encoding.
+
+        Args:
+            current: the generation in service.
+            model: the one that is meant to serve the next.
 
         Raises:
             UsageError: there is no such recording, or the bundle in service is not found.
@@ -60,14 +65,19 @@ class Gate:
             return
         if self._settings.replay is not None:
             self._recorded = read_requests(self._settings.replay, current.id_type, _REQUESTS)
-        self._serving = self._runtime_of(current)
+        # Where the model stays any bundle of its fingerprint can tell what changes in the documents.
+        self._serving = self._runtime if current.model == model else self._runtime_of(current)
+        self._prepared = current.name
 
-    def judge(self, before: Generation, after: Generation, texts: Sequence[str], workers: Executor) -> Verdict | None:
+    def judge(
+        self, before: Generation, after: Generation, model: str, texts: Sequence[str], workers: Executor
+    ) -> Verdict | None:
         """Compares a generation with the current one.
 
         Args:
             before: the current one.
             after: the one that is to replace it.
+            model: the one that is meant to serve it.
             texts: of documents, to ask for where too few requests were recorded.
             workers: encode.
 
@@ -79,8 +89,8 @@ class Gate:
         """
         if not _judged(before.manifest):
             return None
-        if self._serving is None or self._serving.bundle.model != before.manifest.model:
-            self.prepare(before.manifest)
+        if self._prepared != before.name:
+            self.prepare(before.manifest, model)
         serving, recorded = self._serving, self._recorded
         requests = recorded + [Request(text, [], "") for text in texts[: max(0, _ENOUGH - len(recorded))]]
         same = serving is self._runtime  # and so are the scores of whatever did not change
@@ -103,10 +113,7 @@ class Gate:
 
     def _runtime_of(self, current: Manifest) -> Runtime | None:
         """The bundle that serves the current generation; None where it is not found and nobody insists."""
-        bundle = self._runtime.bundle
-        if current.model == bundle.model:
-            return self._runtime
-        folder = self._settings.bundles or bundle.path.parent
+        folder = self._settings.bundles or self._runtime.bundle.path.parent
         try:
             return Runtime(Bundle.of_model(folder, current.model))
         except BundleError as error:

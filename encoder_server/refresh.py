@@ -117,7 +117,8 @@ class Refresh:
             UsageError: what the gate needs is not there.
         """
         if self._gate is not None:
-            self._gate.prepare(self._current)
+            kept = self._current if self._delta else None
+            self._gate.prepare(self._current, kept.model if kept else self._runtime.bundle.model)
         if self.id_type is not None or self._delta:
             self._open(self.id_type or "string")
         return self
@@ -210,7 +211,8 @@ class Refresh:
             return
         with contextlib.ExitStack() as stack, contextlib.suppress(NoGenerationError):
             current = stack.enter_context(contextlib.closing(self._store.open(self._store.current())))
-            self.verdict = self._gate.judge(current, generation, self._sample.texts, self._workers)
+            model, texts = generation.manifest.model, self._sample.texts
+            self.verdict = self._gate.judge(current, generation, model, texts, self._workers)
         if self.verdict is not None:
             self.quality["gate"] = self.verdict.as_dict()
             self.verdict.require()

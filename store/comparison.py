@@ -36,4 +36,4 @@ def lost_share(before: Generation, after: Generation) -> float:
     ids: Any = sampled_ids(before, _SAMPLE, np.random.default_rng(0))
     if before.manifest.id_type == "integer":
         ids = np.array(ids, dtype=np.uint64)
-    return 1.0 - float(after.locate(ids).found.mean())
+    return float((~after.locate(ids).found).mean())

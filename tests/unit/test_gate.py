@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder_server.documents import Document
+from encoder_server.documents import Deletion, Document
 from encoder_server.gate import Gate
 from encoder_server.refresh import Refresh
 from encoder_server.settings import GateSettings
@@ -245,6 +245,45 @@ def test_a_small_or_damaged_generation_is_not_compared_with(tmp_path: Path, runt
     content[len(content) // 2] ^= 1
     segment.write_bytes(content)
     assert publish(Store(store.path), runtime, corpus(range(10))) is None
+
+
+def test_deltas_pass_the_gate_too(store: Store, runtime: CountingRuntime, bundles: Path) -> None:
+    """One that changes little is published at the cost of its own texts as queries, one that only deletes at none; one
+    that deletes a third is refused and leaves nothing.
+    """
+
+    def change(documents: Iterable[Document | Deletion], **settings: Any) -> Verdict | None:
+        with Refresh(store, runtime, delta=True, gate=Gate(GateSettings(**settings), runtime)) as delta:
+            delta.add(documents)
+            delta.commit()
+            return delta.verdict
+
+    verdict = change([Document("d3", "large red lamp", 0), Document("new", "glass shoe", 0)])
+    assert verdict is not None
+    assert (verdict.asked, verdict.exceeded) == (2, [])
+    runtime.queries = 0
+    verdict = change([Deletion("d5")])
+    assert verdict is not None
+    assert (verdict.measured.kendall_tau, verdict.compared, runtime.queries) == (None, True, 0)
+    third = [Deletion(f"d{number}") for number in range(0, DOCUMENTS, 3)]
+    before = published_files(store)
+    with pytest.raises(DriftError, match=r"documents lost is 0\.33"):
+        change(third)
+    assert published_files(store) == before
+    change(third, force=True)
+    assert store.manifest(store.current()).quality["gate"]["forced"] is True
+
+
+def test_a_delta_keeps_the_model_that_serves(store: Store, tiny_bundle: Path, tmp_path: Path) -> None:
+    """An encoder that has the next query tower already changes documents only, so the bundle in service is not missed."""
+    ahead = Runtime(Bundle.open(variant(tiny_bundle, tmp_path / "alone" / "b", "query", retrained)), towers=TOWERS)
+    model = store.manifest(store.current()).model
+    with Refresh(store, ahead, delta=True, gate=Gate(GateSettings(), ahead)) as delta:
+        delta.add([Document("d3", "large red lamp", 0)])
+        delta.commit()
+    assert delta.verdict is not None
+    assert (delta.verdict.limits.tau, delta.verdict.compared) == (0.7, True)
+    assert store.manifest(store.current()).model == model != ahead.bundle.model
 
 
 def test_integer_ids(tmp_path: Path, runtime: Runtime) -> None:
