@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 
+from encoder_server.compactor import Compactor
 from encoder_server.current import current_manifest
 from encoder_server.metrics import Metrics
 from encoder_server.settings import Settings
@@ -46,6 +47,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self.rpc_metrics = metrics.rpc
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
         self._refresher = Refresher(store, runtime, settings, metrics)
+        self._compactor = Compactor(store, settings, metrics)
         self._workers = ThreadPoolExecutor(settings.workers, "encode")
         self._encodes = 0
 
@@ -81,14 +83,17 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Warms both towers; when the server has drained, ends what still works."""
+        """Warms both towers, and keeps the store compact; when the server has drained, ends what still works."""
         for tower in TOWERS:
             await asyncio.to_thread(self._runtime.encode, ["warm"], tower)
         if manifest := current_manifest(self._store):
             self._metrics.set_generation(manifest)
+        compacting = asyncio.ensure_future(self._compactor.watch())
         try:
             yield
         finally:
+            compacting.cancel()
+            await asyncio.wait((compacting,))
             await self._refresher.close()
             self._workers.shutdown(cancel_futures=True)
 

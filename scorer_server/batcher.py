@@ -2,7 +2,9 @@
 
 A query that is asked for several times at once is encoded once. One that would come too late for its caller is refused;
 one that nobody waits for any more, because its callers were cancelled or ran out of time, is never started. A batch
-that fails is tried again query by query, so that a query that breaks the model fails alone.
+that fails is tried again query by query, so that a query that breaks the model fails alone. While two bundles are
+served each query is encoded by its own request's: they never share a batch, and share an embedding only where their
+query towers are the same.
 
 Shapes: Q queries of a request, B queries of a batch, D dimension.
 """
@@ -20,7 +22,7 @@ from typing import Self
 
 import numpy as np
 
-from scorer_server.cache import QueryCache
+from scorer_server.cache import Key, QueryCache
 from scorer_server.cost import BatchCost
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
@@ -45,7 +47,8 @@ class _Encoded:
 class _Pending:
     """A query on its way through an engine, and the places where its embedding is wanted."""
 
-    text: str
+    key: Key
+    runtime: Runtime
     tokens: int
     arrived: float
     wanted: list[tuple[Ticket, int]] = field(default_factory=list)
@@ -114,10 +117,9 @@ class Ticket:
 
 
 class Batcher:
-    """The query tower's engines and the queue before them. Used from one event loop.
+    """The engines that encode queries and the queue before them. Used from one event loop.
 
     Args:
-        runtime: encodes.
         settings: engines, threads, bounds.
         metrics: where to count.
 
@@ -125,24 +127,25 @@ class Batcher:
         cost: what batches cost here.
     """
 
-    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
-        self._runtime, self._settings, self._metrics = runtime, settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
-        self._max_tokens = runtime.max_tokens("query")
         self._queue: deque[_Pending] = deque()
         self._waiting_tokens = 0  # of the queue
-        self._in_flight: dict[str, _Pending] = {}
+        self._in_flight: dict[Key, _Pending] = {}
         self._idle = settings.engines
         self.cost = BatchCost()
         self._ends: dict[int, float] = {}  # of the batches at work, by identity: when they should be done
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
         self._loop = asyncio.get_running_loop()
 
-    def submit(self, queries: Sequence[str], remaining: float = math.inf) -> Ticket:
-        """Takes the queries of a request; use the ticket in a `with` statement, which gives up what is not there yet.
+    def submit(self, queries: Sequence[str], runtime: Runtime, remaining: float = math.inf) -> Ticket:
+        """Takes the queries of a request, for the bundle that serves it; use the ticket in a `with` statement, which
+        gives up what is not there yet.
 
         Args:
             queries: texts.
+            runtime: encodes them.
             remaining: seconds within which they must be encoded to be of use.
 
         Raises:
@@ -151,20 +154,22 @@ class Batcher:
         """
         ticket, metrics = Ticket(len(queries), self._loop, time.perf_counter() + remaining), self._metrics
         missing = []
+        tower = runtime.bundle.query_digest
         for place, query in enumerate(queries):
-            embedding_D = self._cache.get(query)
+            key = tower, query
+            embedding_D = self._cache.get(key)
             if embedding_D is None:
-                missing.append((place, query))
+                missing.append((place, key))
             else:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
         ticket.looked_up()
-        self._admit({query for _, query in missing}, remaining)
+        self._admit({key for _, key in missing}, runtime, remaining)
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
         metrics.cache_misses.inc(len(missing))
-        for place, query in missing:
-            self._want(query).wanted.append((ticket, place))
+        for place, key in missing:
+            self._want(key, runtime).wanted.append((ticket, place))
         self._start()
         return ticket
 
@@ -172,11 +177,11 @@ class Batcher:
         """Ends the engines; nothing may be waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _admit(self, queries: set[str], remaining: float) -> None:
+    def _admit(self, keys: set[Key], runtime: Runtime, remaining: float) -> None:
         """Raises unless there is room for queries that are not in the cache, and time. Who finds an engine idle is let
         in, whatever the estimate: so it is put right.
         """
-        tokens = [self._tokens(query) for query in queries if query not in self._in_flight]
+        tokens = [_tokens(key, runtime) for key in keys if key not in self._in_flight]
         if len(self._queue) + len(tokens) > self._settings.queue or self._wait_s(tokens) > remaining:
             self._purge()
         if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
@@ -186,7 +191,7 @@ class Batcher:
                 what="queries",
             )
         wait_s = self._wait_s(tokens)
-        if queries and (remaining <= 0 or (tokens and not self._idle and wait_s > remaining)):
+        if keys and (remaining <= 0 or (tokens and not self._idle and wait_s > remaining)):
             raise DeadlineError(
                 f"encoding would take {1000 * wait_s:.0f} ms with what is waiting, and the call has "
                 f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
@@ -198,21 +203,17 @@ class Batcher:
         """When what waits now is done; nobody need come back at once."""
         return max(0.01, self._wait_s())
 
-    def _tokens(self, query: str) -> int:
-        """Estimated: a token is seldom shorter than 3 bytes of text; two are the special ones."""
-        return min(self._max_tokens, 2 + len(query.encode()) // 3)
-
     def _wait_s(self, new: Iterable[int] = ()) -> float:
         """Estimated seconds until an engine has done all that waits, and beyond it queries of so many tokens."""
         tokens = self._waiting_tokens + sum(new)
         until_free = 0.0 if self._idle else max(0.0, min(self._ends.values()) - time.perf_counter())
         return until_free + self.cost.seconds(tokens, self._settings.batch_tokens) / self._settings.engines
 
-    def _want(self, query: str) -> _Pending:
-        pending = self._in_flight.get(query)
+    def _want(self, key: Key, runtime: Runtime) -> _Pending:
+        pending = self._in_flight.get(key)
         if pending is None:
-            tokens = self._tokens(query)
-            pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
+            tokens = _tokens(key, runtime)
+            pending = self._in_flight[key] = _Pending(key, runtime, tokens, time.perf_counter())
             self._queue.append(pending)
             self._waiting_tokens += tokens
         return pending
@@ -232,12 +233,18 @@ class Batcher:
         self._metrics.queue_depth.set(len(self._queue))
 
     def _take(self) -> list[_Pending]:
-        """The next batch: an idle engine's share of what waits, without queries that nobody waits for any more."""
+        """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
+        waits for any more.
+        """
         batch: list[_Pending] = []
+        others: list[_Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         while self._queue:
             pending = self._queue[0]
             wanted = pending.is_wanted
+            if wanted and batch and pending.runtime is not batch[0].runtime:
+                others.append(self._queue.popleft())
+                continue
             if wanted and batch and tokens + pending.tokens > limit:
                 break
             self._queue.popleft()
@@ -247,6 +254,7 @@ class Batcher:
                 tokens += pending.tokens
             else:
                 self._drop(pending)
+        self._queue.extendleft(reversed(others))
         return batch
 
     def _purge(self) -> None:
@@ -261,7 +269,7 @@ class Batcher:
         self._queue = kept
 
     def _drop(self, pending: _Pending) -> None:
-        del self._in_flight[pending.text]
+        del self._in_flight[pending.key]
         self._metrics.dropped.inc()
         for ticket, _ in pending.wanted:  # gRPC's word that the call is over may still be on its way
             ticket.fail(TimeoutError("the deadline passed before an engine was free"))
@@ -270,20 +278,21 @@ class Batcher:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""
         encoded: _Encoded | Exception
         try:
-            encoded = self._encode([pending.text for pending in batch])
+            encoded = self._encode(batch[0].runtime, [pending.key[1] for pending in batch])
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests that wait for the batch
             encoded = error
         self._loop.call_soon_threadsafe(self._finish, batch, encoded)
 
-    def _encode(self, texts: list[str]) -> _Encoded:
+    def _encode(self, runtime: Runtime, texts: list[str]) -> _Encoded:
         started = time.perf_counter()
-        tokens = self._runtime.tokenize(texts)
+        tokens = runtime.tokenize(texts)
         tokenized = time.perf_counter()
         embeddings: Sequence[Floats | Exception]
         try:
-            embeddings = list(self._runtime.embed(tokens))
+            embeddings = list(runtime.embed(tokens))
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests whose queries failed
-            embeddings = [error] if len(texts) == 1 else [self._encode([text]).embeddings[0] for text in texts]
+            alone = len(texts) == 1
+            embeddings = [error] if alone else [self._encode(runtime, [text]).embeddings[0] for text in texts]
         encode_s = time.perf_counter() - tokenized
         truncated = int(np.count_nonzero(tokens.truncated))
         return _Encoded(embeddings, started, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
@@ -292,7 +301,7 @@ class Batcher:
         self._idle += 1
         del self._ends[id(batch)]
         for pending in batch:
-            del self._in_flight[pending.text]
+            del self._in_flight[pending.key]
         self._start()
         if isinstance(encoded, Exception):
             for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
@@ -304,7 +313,7 @@ class Batcher:
         for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
             if not isinstance(embedding_D, Exception):
                 # A copy, so that the cache does not keep the whole batch alive.
-                self._cache.put(pending.text, embedding_D.copy())
+                self._cache.put(pending.key, embedding_D.copy())
             for ticket, place in pending.wanted:
                 if isinstance(embedding_D, Exception):
                     ticket.fail(embedding_D)
@@ -319,3 +328,8 @@ class Batcher:
         metrics.batch_tokens.observe(encoded.tokens)
         metrics.truncated.inc(encoded.truncated)
         self.cost.observe(sum(pending.tokens for pending in batch), encoded.tokenize_s + encoded.encode_s)
+
+
+def _tokens(key: Key, runtime: Runtime) -> int:
+    """Estimated tokens of a query: one is seldom shorter than 3 bytes of text; two are the special ones."""
+    return min(runtime.max_tokens("query"), 2 + len(key[1].encode()) // 3)

@@ -7,6 +7,7 @@
     │   └── ExportError       a bundle could not be made, or differs from its model
     ├── CrossingMissingError  the bundle lacks the crossing layer asked for
     ├── MismatchError         two things that must not be mixed
+    ├── DriftError            a generation differs from the one in service by more than is allowed
     ├── UnavailableError      not now: starting, draining
     ├── BusyError             not now
     │   ├── QueueFullError    too much is waiting
@@ -67,6 +68,12 @@ class MismatchError(TwinbertError):
     """Embeddings, bundle or store do not belong together."""
 
     reason = "FINGERPRINT_MISMATCH"
+
+
+class DriftError(TwinbertError):
+    """A generation lost documents, or scores otherwise than the one in service, by more than a limit."""
+
+    reason = "GENERATION_DRIFT"
 
 
 class UnavailableError(TwinbertError):

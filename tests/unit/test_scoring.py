@@ -12,6 +12,7 @@ import pytest
 
 from scorer_server.batcher import Batcher
 from scorer_server.metrics import Metrics
+from scorer_server.sampling import Samplers
 from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
@@ -27,7 +28,12 @@ class CrossingRuntime(GatedRuntime):
     """A gated engine with a crossing: the score is the product of the first components over 100."""
 
     bundle = SimpleNamespace(
-        fingerprint="f" * 64, model="m" * 64, dimension=D, default_crossing="cosine", crossings={"cosine": None}
+        fingerprint="f" * 64,
+        model="m" * 64,
+        query_digest="tower",
+        dimension=D,
+        default_crossing="cosine",
+        crossings={"cosine": None},
     )
 
     def cross(self, queries_QD: Any, documents_ND: Any, task_N: Any, crossing: str | None = None) -> Any:
@@ -71,9 +77,9 @@ def run(store: Store, test: Any, **changes: Any) -> None:
     async def main() -> None:
         runtime: Any = CrossingRuntime()
         settings, metrics = Settings(engines=1, threads=1, hold_seconds=0, **changes), Metrics()
-        snapshots = Snapshots(store, runtime, settings, metrics)
-        batcher = Batcher(runtime, settings, metrics)
-        scorer = Scorer(snapshots, batcher, runtime, settings, metrics)
+        snapshots = Snapshots(store, SimpleNamespace(runtime=lambda _: runtime), settings, metrics)
+        batcher = Batcher(settings, metrics)
+        scorer = Scorer(snapshots, batcher, settings, metrics, Samplers())
         try:
             await asyncio.wait_for(test(scorer, runtime, metrics), 60)
         finally:
@@ -179,7 +185,7 @@ def test_an_embedding_that_comes_too_late_changes_nothing(store: Store) -> None:
             return whole(*arguments)
 
         async def encoded(query: str) -> None:
-            while scorer._batcher._cache.get(query) is None:
+            while scorer._batcher._cache.get(("tower", query)) is None:
                 await asyncio.sleep(0)
 
         loop, runtime.cross = asyncio.get_running_loop(), slow

@@ -6,13 +6,13 @@
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
     health      health                   ask a server on this host whether it serves
-    store       store list | verify | rollback | gc | copy
+    store       store list | verify | rollback | pin | unpin | gc | compact | copy | adopt
     train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
 Exit codes: 0 done · 1 the reader of the output went away, a server is not healthy, or a bug, with its trace
-· 2 bad input, or an error that a user can mend · 130 interrupted.
+· 2 bad input, or an error that a user can mend · 3 the swap gate refused a generation · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twinbert.cli.encoder import encoder
 from twinbert.cli.health import health
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
-from twinbert.errors import TwinbertError
+from twinbert.errors import DriftError, TwinbertError
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(scorer.score)
@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _usage(error)
     except ImportError as error:
         message = _missing_extra(error)
+    except DriftError as error:
+        message, code = str(error), 3
     except (TwinbertError, StoreError, OSError) as error:
         message = str(error)
     typer.echo(f"twinbert: {' '.join(message.split())}", err=True)

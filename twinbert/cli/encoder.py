@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twinbert.cli.gate import (
+    BundlesOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
 from twinbert.cli.listening import listens
 from twinbert.cli.options import ENCODER_ADDRESS, ENCODER_METRICS_PORT, BundleOption, StoreOption, ThreadsOption
 
@@ -31,8 +40,20 @@ def encoder(
             metavar="SECONDS", min=0.1, max=30 * 86400, help="A Refresh that sends nothing for this long is ended."
         ),
     ] = 600.0,
+    max_segments: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Merge segments in the background when there are more.")
+    ] = 5,
+    max_dead_share: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Merge all when more of the rows are dead.")
+    ] = 0.25,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
 ) -> None:
-    """Serve Encode and Refresh over gRPC, and Prometheus metrics."""
+    """Serve Encode and Refresh over gRPC, and Prometheus metrics; compact the store in the background."""
     from encoder_server.server import serve
     from encoder_server.settings import Settings, default_workers
 
@@ -40,5 +61,20 @@ def encoder(
         bundle=bundle,
         store=store,
         listening=listening,
-        settings=Settings(workers=threads or default_workers(), texts=max_texts, waiting=queue, idle_s=idle_seconds),
+        settings=Settings(
+            workers=threads or default_workers(),
+            texts=max_texts,
+            waiting=queue,
+            idle_s=idle_seconds,
+            max_segments=max_segments,
+            max_dead_share=max_dead_share,
+            gate=gate_settings(
+                replay=replay,
+                bundles=bundles,
+                max_lost=max_lost,
+                min_tau=min_tau,
+                min_overlap=min_overlap,
+                max_shift=max_shift,
+            ),
+        ),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twinbert.cli.listening import listens
-from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, BundleOption, StoreOption
+from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOption
 
 if TYPE_CHECKING:
     from twinbert.serving.listening import Listening
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 @listens(address=SCORER_ADDRESS, metrics_port=SCORER_METRICS_PORT)
 def serve(
     *,
-    bundle: BundleOption,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle that serves every generation, or else…")
+    ] = None,
+    bundles: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="…a folder of bundles: each generation is served by its own.")
+    ] = None,
     store: StoreOption,
     listening: Listening,
     engines: Annotated[
@@ -52,6 +58,32 @@ def serve(
     hold_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, max=30 * 86400, help="…and how long each stays at least.")
     ] = 600.0,
+    max_lost_share: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of its documents that a new generation may lack."),
+    ] = 0.3,
+    record_requests: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record a sample of requests, queries and ids, for the swap gate to replay."),
+    ] = None,
+    record_requests_bytes: Annotated[
+        int,
+        typer.Option(metavar="BYTES", min=1 << 16, max=1 << 40, help="Size of that file and the older one, FILE.1."),
+    ] = 16 << 20,
+    record_requests_rate: Annotated[
+        float, typer.Option(metavar="N", min=0.001, max=100_000, help="Requests a second that are recorded at most.")
+    ] = 1.0,
+    record_misses: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record ids of candidates that were not found, for refresh --missing."),
+    ] = None,
+    record_misses_bytes: Annotated[
+        int,
+        typer.Option(metavar="BYTES", min=1 << 16, max=1 << 40, help="Size of that file and the older one, FILE.1."),
+    ] = 16 << 20,
+    record_misses_queries: Annotated[
+        bool, typer.Option("--record-misses-queries", help="Record the queries of misses too.")
+    ] = False,
 ) -> None:
     """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
     # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
@@ -63,6 +95,7 @@ def serve(
 
     run(
         bundle=bundle,
+        bundles=bundles,
         store=store,
         listening=listening,
         settings=Settings(
@@ -81,5 +114,12 @@ def serve(
             cache_bytes=cache_bytes,
             hold_generations=hold_generations,
             hold_seconds=hold_seconds,
+            max_lost_share=max_lost_share,
+            requests_file=record_requests,
+            requests_bytes=record_requests_bytes,
+            requests_rate=record_requests_rate,
+            misses_file=record_misses,
+            misses_bytes=record_misses_bytes,
+            misses_queries=record_misses_queries,
         ),
     )

@@ -21,13 +21,14 @@ failed, `InvalidRequestError` when the request could not even be written.
 from __future__ import annotations
 
 from twinbert.client.channel import tls_credentials
-from twinbert.client.encoder import Document, Embeddings, EncoderClient, Progress, Rejection
+from twinbert.client.encoder import Deletion, Document, Embeddings, EncoderClient, Progress, Rejection
 from twinbert.client.messages import (
     CrossingName,
     Description,
     Generation,
     Limits,
     QueryHits,
+    Refusal,
     RetrieveReply,
     ScoreReply,
     StageTimes,
@@ -40,6 +41,7 @@ from twinbert.client.scorer import AsyncScorerClient, ScorerClient
 __all__ = [
     "AsyncScorerClient",
     "CrossingName",
+    "Deletion",
     "Description",
     "Document",
     "Embeddings",
@@ -48,6 +50,7 @@ __all__ = [
     "Limits",
     "Progress",
     "QueryHits",
+    "Refusal",
     "Rejection",
     "RetrieveReply",
     "ScoreReply",

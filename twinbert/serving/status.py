@@ -28,6 +28,7 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     ours.BundleError: grpc.StatusCode.FAILED_PRECONDITION,
     ours.CrossingMissingError: grpc.StatusCode.FAILED_PRECONDITION,
     ours.MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ours.DriftError: grpc.StatusCode.FAILED_PRECONDITION,
     store.StoreError: grpc.StatusCode.FAILED_PRECONDITION,
     store.VectorsError: grpc.StatusCode.INTERNAL,
     ours.BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
