@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def default_engines() -> int:
-    """One a core that this process may use, up to 4: beyond that, more processes serve better than more engines."""
-    return min(4, len(os.sched_getaffinity(0)))
+def default_engines(workers: int = 1) -> int:
+    """One a core that this process may use, up to 4: beyond that, more processes serve better than more engines.
+
+    Args:
+        workers: processes that share the cores.
+    """
+    return min(4, max(1, len(os.sched_getaffinity(0)) // workers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 @listens(address=SCORER_ADDRESS, metrics_port=SCORER_METRICS_PORT)
 def serve(
+    context: typer.Context,
     *,
     bundle: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The bundle that serves every generation, or else…")
@@ -26,9 +29,23 @@ def serve(
     ] = None,
     store: StoreOption,
     listening: Listening,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Processes, each on the next port of both kinds; one that dies is started again.",
+        ),
+    ] = 1,
     engines: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=1024, help="Batches encoded at a time; by default one a core, up to 4."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Batches that a process encodes at a time; by default one a core, up to 4.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Threads that encode one batch.")] = 1,
     queue: Annotated[
@@ -86,6 +103,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
+    if workers > 1:
+        raise typer.Exit(_supervise(context, workers))
     # A matrix product of Retrieve would otherwise take every core from Score; it is read when numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Queries are short: spreading their tokenising over threads costs more than it saves.
@@ -123,3 +142,28 @@ def serve(
             misses_queries=record_misses_queries,
         ),
     )
+
+
+def _supervise(context: typer.Context, workers: int) -> int:
+    from scorer_server.settings import default_engines
+    from scorer_server.supervisor import Ports, consecutive, supervise
+
+    given = dict(context.params)
+    given["engines"] = given["engines"] or default_engines(workers)
+
+    def command(ports: Ports) -> list[str]:
+        own = {"address": ports.address, "metrics_port": ports.metrics_port, "workers": 1}
+        return [sys.executable, "-m", "twinbert", "serve", *_words(context, given | own)]
+
+    return supervise(command, consecutive(given["address"], given["metrics_port"], workers))
+
+
+def _words(context: typer.Context, values: dict[str, Any]) -> Iterator[str]:
+    """Options as words of a command line."""
+    for option in context.command.params:
+        value = values.get(option.name or "")
+        if isinstance(value, bool):
+            names = option.opts if value else option.secondary_opts
+            yield from names[:1]
+        elif value is not None:
+            yield from (option.opts[0], str(value))

@@ -1,0 +1,106 @@
+"""Several scorer processes under one supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers import COMMAND, Server, refresh, twinbert, write_documents
+from twinbert.client import ScorerClient, Task
+
+
+@pytest.fixture(scope="module")
+def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of three documents."""
+    folder = tmp_path_factory.mktemp("workers")
+    documents = write_documents(folder / "documents.jsonl", {"a": "red shoe", "b": "blue hat", "c": "green coat"})
+    refresh(tiny_bundle, folder / "store", documents)
+    return folder / "store"
+
+
+def free_ports(count: int) -> int:
+    """The first of as many consecutive ports that nobody listens on."""
+    while True:
+        with ExitStack() as sockets:
+            first = sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for number in range(1, count):
+                    sockets.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            except (OSError, OverflowError):
+                continue
+            return int(first)
+
+
+@contextmanager
+def supervised(bundle: Path, store: Path, *options: str) -> Iterator[Server]:
+    """`twinbert serve --workers 2`."""
+    words = [COMMAND, "serve", "--bundle", str(bundle), "--store", str(store), "--workers", "2", *options]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    server = Server(process)
+    try:
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        server._reader.join(timeout=60)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_a_worker_that_dies_is_started_again_and_clients_do_not_see_it(tiny_bundle: Path, store: Path) -> None:
+    """Workers listen on consecutive ports; one killed under a client costs it no call, and comes back on its port."""
+    first, metrics = free_ports(2), free_ports(2)
+    ports = ("--address", f"127.0.0.1:{first}", "--metrics-port", str(metrics))
+    with supervised(tiny_bundle, store, *ports) as server:
+        pids = [server.wait_for("worker_started")["pid"] for _ in range(2)]
+        addresses = {server.wait_for("serving")["address"] for _ in range(2)}
+        assert addresses == {f"127.0.0.1:{first}", f"127.0.0.1:{first + 1}"}
+        with ScorerClient(sorted(addresses)) as client:
+            expected = client.score(Task("shoe", ["a", "b"])).results[0].scores.tolist()
+            for address in addresses:  # both answer
+                with ScorerClient(address) as one:
+                    assert one.score(Task("shoe", ["a", "b"])).results[0].scores.tolist() == expected
+            os.kill(pids[0], signal.SIGKILL)
+            for _ in range(50):
+                assert client.score(Task("shoe", ["a", "b"])).results[0].scores.tolist() == expected
+        assert server.wait_for("worker_died")["code"] == -signal.SIGKILL
+        assert server.wait_for("worker_started")["start"] == 2
+        assert server.wait_for("serving")["address"] in addresses
+        assert server.stop() == 0
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_workers_end_with_a_supervisor_that_is_killed(tiny_bundle: Path, store: Path) -> None:
+    """No worker stays behind, holding ports that nobody watches."""
+    with supervised(tiny_bundle, store, "--address", "127.0.0.1:0", "--metrics-port", "0") as server:
+        for _ in range(2):
+            server.wait_for("serving")
+        server.process.kill()
+        for _ in range(2):
+            server.wait_for("stopped")
+
+
+def test_bad_settings_end_the_supervisor_with_their_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What every worker would refuse is said once and ends the command with code 2; it is not tried again."""
+    words = ("--bundle", str(tiny_bundle), "--store", str(tmp_path / "none"), "--workers", "2")
+    done = twinbert("serve", *words, "--address", "127.0.0.1:0", "--metrics-port", "0")
+    assert done.returncode == 2
+    assert "none" in done.stderr
+    assert '"start": 2' not in done.stderr
+
+
+def test_ports_beyond_the_last_are_refused(tiny_bundle: Path, store: Path) -> None:
+    """Workers that would have no port are refused before one is started."""
+    words = ("--bundle", str(tiny_bundle), "--store", str(store), "--workers", "2", "--address", "127.0.0.1:65535")
+    done = twinbert("serve", *words)
+    assert done.returncode == 2
+    assert "2 workers from port 65535 need ports beyond 65535" in done.stderr
