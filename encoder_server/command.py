@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,13 @@ from types import FrameType
 from typing import Any, Literal
 
 from encoder_server.current import current_manifest
-from encoder_server.documents import Document, DocumentSource, Rejection
+from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
+from encoder_server.gate import Gate
+from encoder_server.missing import Missing
 from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
+from encoder_server.settings import MAX_DEAD_SHARE, MAX_SEGMENTS, GateSettings
+from store.compaction import due
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
@@ -26,13 +30,15 @@ _CHARACTERS_AT_ONCE = 4 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a refresh did, in documents; `rejected` by reason, `quality` as the manifest says it."""
+    """What a refresh did, in documents: see `Progress`; `rejected` by reason, `quality` of the sample of it."""
 
     generation: str
     documents: int
     received: int
     encoded: int
     reused: int
+    deleted: int
+    absent: int
     duplicates: int
     truncated: int
     rejected: Mapping[str, int]
@@ -56,12 +62,15 @@ def refresh(
     encoding: str | None = None,
     workers: int | None = None,
     rejected: Path | None = None,
+    delta: bool = False,
+    missing: Path | None = None,
+    gate: GateSettings | None = None,
 ) -> Result:
-    """Makes the documents of an input the next generation of a store.
+    """Makes the documents of an input the next generation of a store, or what the next one has otherwise.
 
     Args:
         bundle: the bundle's directory.
-        store: the store's folder; it is made where there is none.
+        store: the store's folder; for a full refresh it is made where there is none.
         documents: a file or folder, or "-" for standard input: see `DocumentSource`.
         report: what is told of the progress.
         format: of the documents.
@@ -72,11 +81,16 @@ def refresh(
         encoding: how embeddings are stored; None: as in the current generation, else float32.
         workers: threads that encode; None: one for each core.
         rejected: file for the documents that were left out, as JSON Lines.
+        delta: the documents are what changed, some of them deletions.
+        missing: a delta of those documents only that a scorer recorded here as missing.
+        gate: what the generation has to pass before it is published; None: the gate with its defaults.
 
     Raises:
         KeyboardInterrupt: interrupted; what was encoded is kept for the next run.
+        DriftError: the gate refused the generation; nothing was published, and the report has what was measured.
         TwinbertError, StoreError: nothing was published; the message says why.
     """
+    delta = delta or missing is not None
     opened, target = Bundle.open(bundle), Store(store)
     current = current_manifest(target)
     source = DocumentSource(
@@ -86,12 +100,15 @@ def refresh(
         text_columns=text_columns,
         time_column=time_column,
         id_type=id_type or (current.id_type if current else "auto"),
+        delta=delta,
     )
+    chosen = Missing(missing, current.id_type if current else "string", source) if missing else None
     runtime = Runtime(opened, towers=TOWERS)
+    judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()
-    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers)
-    reader = _Reader(source, pipeline)
-    text = f"refreshing {store} from {documents}, {pipeline.encoding}"
+    pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, delta=delta, gate=judge)
+    reader = _Reader(chosen or source, pipeline)
+    text = f"refreshing {store} from {'what changed in ' if delta else ''}{documents}, {pipeline.encoding}"
     report.event(
         "started", text, store=str(store), documents=str(documents), model=opened.model, encoding=pipeline.encoding
     )
@@ -99,7 +116,12 @@ def refresh(
         try:
             with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
                 _add_all(reader, pipeline, rejections, report)
-                generation = pipeline.commit()
+                if chosen is not None:
+                    text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"
+                    report.event("missing", text, wanted=chosen.wanted, found=chosen.found)
+                generation = _commit(pipeline, report)
+                for rejection in pipeline.rejections:
+                    rejections.add(rejection)
         except (CancelledError, KeyboardInterrupt):
             report.event("interrupted", "interrupted: run it again to go on, what is encoded so far is reused")
             raise KeyboardInterrupt from None
@@ -110,6 +132,8 @@ def refresh(
         received=progress.received,
         encoded=progress.encoded,
         reused=progress.reused,
+        deleted=progress.deleted,
+        absent=progress.absent,
         duplicates=progress.duplicates,
         truncated=progress.truncated,
         rejected=dict(rejections.by_reason.most_common()),
@@ -118,7 +142,14 @@ def refresh(
         encoding=pipeline.encoding,
         quality=pipeline.quality,
     )
-    report.event("published", f"published {generation}", generation=generation, documents=result.documents)
+    if current is not None and generation == current.name:
+        report.event("unchanged", f"nothing changed: {generation} stays", generation=generation)
+    else:
+        report.event("published", f"published {generation}", generation=generation, documents=result.documents)
+    manifest = target.manifest(generation)
+    if due(manifest, max_segments=MAX_SEGMENTS, max_dead_share=MAX_DEAD_SHARE):
+        text = f"{len(manifest.segments)} segments, {manifest.dead_share:.0%} of the rows dead: twinbert store compact"
+        report.event("notice", f"{store}: {text} makes lookups faster, where no encoder does it in the background")
     return result
 
 
@@ -134,9 +165,17 @@ def _add_all(reader: _Reader, pipeline: Refresh, rejections: Rejections, report:
         told = len(pipeline.notices)
 
 
-def _chunk(documents: Iterator[Document | Rejection]) -> list[Document | Rejection]:
+def _commit(pipeline: Refresh, report: Report) -> str:
+    try:
+        return pipeline.commit()
+    finally:
+        if pipeline.verdict is not None:
+            report.event("gate", pipeline.verdict.table(), **pipeline.verdict.as_dict())
+
+
+def _chunk(documents: Iterator[Document | Deletion | Rejection]) -> list[Document | Deletion | Rejection]:
     """The next documents: so many, or as many as have so many characters."""
-    chunk: list[Document | Rejection] = []
+    chunk: list[Document | Deletion | Rejection] = []
     characters = 0
     for document in documents:
         chunk.append(document)
@@ -151,11 +190,11 @@ class _Reader:
     or a refresh at work, which comes to an orderly end.
     """
 
-    def __init__(self, source: DocumentSource, refresh: Refresh) -> None:
+    def __init__(self, source: Iterable[Document | Deletion | Rejection], refresh: Refresh) -> None:
         self._source, self._refresh = source, refresh
         self._reading = self._interrupted = False
 
-    def __iter__(self) -> Iterator[list[Document | Rejection]]:
+    def __iter__(self) -> Iterator[list[Document | Deletion | Rejection]]:
         documents = iter(self._source)
         while True:
             self._reading = True

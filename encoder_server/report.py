@@ -29,7 +29,7 @@ class Pace:
     """How far a refresh is, in documents finished and in bytes of the input that held them.
 
     Attributes:
-        documents: encoded, reused or rejected.
+        documents: encoded, reused, deleted or left out.
         documents_per_s: over the last 30 s.
         bytes_done: of the input.
         bytes_total: None for a stream.
@@ -131,7 +131,7 @@ def _pace_of(refresh: Refresh, source: DocumentSource) -> Callable[[], Pace]:
 
     def measure() -> Pace:
         progress, now = refresh.progress, time.monotonic()
-        documents = progress.encoded + progress.reused + progress.rejected
+        documents = progress.finished
         # Reading is ahead of encoding by up to two windows.
         bytes_done = source.bytes_read * documents // max(1, progress.received)
         past.append((now, documents, bytes_done))

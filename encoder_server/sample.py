@@ -5,7 +5,7 @@ Shapes: n sampled documents, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -17,7 +17,8 @@ from twinbert.errors import MismatchError
 from twinbert.runtime import Floats, Runtime
 
 _SIZE = 64
-# Of a corpus of huge texts the sample would not fit in memory: longer ones are left out, their text is "".
+# Of a corpus of huge texts the sample would not fit in memory: longer ones are left out, like those that are forgotten;
+# their text is "".
 _MAX_CHARACTERS = 1 << 20
 # Of which company a text is encoded in changes its embedding by 1e-7; a wrong row differs by far more than this.
 _TOLERANCE = 1e-5
@@ -31,6 +32,11 @@ class Sample:
         self._seen = 0
         self._keys: list[str | int] = []
         self._texts: dict[str | int, str] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the sampled documents, but for those left out."""
+        return [text for text in self._texts.values() if text]
 
     def offer(self, keys: Sequence[str | int], texts: Sequence[str]) -> None:
         """Shows it the next documents; one with a sampled key takes the place of the earlier one, as in the store."""
@@ -50,6 +56,11 @@ class Sample:
         last = dict(zip(keys, texts, strict=True))
         for key in self._texts.keys() & last.keys():
             self._texts[key] = last[key] if len(last[key]) <= _MAX_CHARACTERS else ""
+
+    def forget(self, keys: Iterable[str | int]) -> None:
+        """These documents are not in the store after all, unless they come again."""
+        for key in self._texts.keys() & set(keys):
+            self._texts[key] = ""
 
     def check(self, generation: Generation, runtime: Runtime, workers: Executor) -> dict[str, Any]:
         """Compares the stored embeddings with fresh ones, each text encoded alone.

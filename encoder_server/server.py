@@ -12,7 +12,8 @@ from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
 from twinbert.serving import log
-from twinbert.serving.lifecycle import Listening, run
+from twinbert.serving.lifecycle import run
+from twinbert.serving.listening import Listening
 
 
 def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings) -> None:
@@ -21,7 +22,7 @@ def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings
     Raises:
         BundleError: the bundle is missing or damaged.
         StoreError: the store cannot be made, or a newer version wrote it.
-        UsageError: an address cannot be bound.
+        UsageError: an address cannot be bound, or certificates or tokens are no good.
     """
     log.configure()
     runtime = Runtime(Bundle.open(bundle), towers=TOWERS)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 
+from encoder_server.compactor import Compactor
 from encoder_server.current import current_manifest
 from encoder_server.metrics import Metrics
 from encoder_server.settings import Settings
@@ -18,7 +19,7 @@ from twinbert.bundle import TOWERS, Tower
 from twinbert.errors import InvalidRequestError, QueueFullError
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, answered, register
+from twinbert.serving.rpc import Context, Edge, answered, register
 from twinbert.text import is_blank
 from twinbert.v1 import encoder_pb2 as pb
 from twinbert.v1 import encoder_pb2_grpc
@@ -39,12 +40,14 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     """
 
     name = _SERVICE.full_name
+    writing = frozenset({"Refresh"})
 
     def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
         self.state = State()
         self.rpc_metrics = metrics.rpc
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
         self._refresher = Refresher(store, runtime, settings, metrics)
+        self._compactor = Compactor(store, settings, metrics)
         self._workers = ThreadPoolExecutor(settings.workers, "encode")
         self._encodes = 0
 
@@ -73,20 +76,24 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self.state.require_serving()
         await self._refresher.answer(request_iterator, context.write)
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicer."""
+    def register(self, server: grpc.aio.Server, edge: Edge) -> None:
+        """Adds the servicer, whose calls pass the edge."""
+        self.edge = edge
         register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Warms both towers; when the server has drained, ends what still works."""
+        """Warms both towers, and keeps the store compact; when the server has drained, ends what still works."""
         for tower in TOWERS:
             await asyncio.to_thread(self._runtime.encode, ["warm"], tower)
         if manifest := current_manifest(self._store):
             self._metrics.set_generation(manifest)
+        compacting = asyncio.ensure_future(self._compactor.watch())
         try:
             yield
         finally:
+            compacting.cancel()
+            await asyncio.wait((compacting,))
             await self._refresher.close()
             self._workers.shutdown(cancel_futures=True)
 
@@ -99,7 +106,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
             if is_blank(text):
                 raise InvalidRequestError(f"texts[{place}]", "is blank")
         if self._encodes >= self._settings.workers + self._settings.waiting:
-            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", retry_after_s=1.0)
+            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", 1.0, what="encodes")
         return _TOWERS[request.tower]
 
     def _encode(self, texts: list[str], tower: Tower) -> bytes:

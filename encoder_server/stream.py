@@ -11,15 +11,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
 
-from encoder_server.documents import Document, Rejection
+from encoder_server.documents import Deletion, Document, Rejection
 from encoder_server.documents.document import Columns, InvalidValueError, Row, document_key, document_text
+from encoder_server.gate import Gate
 from encoder_server.metrics import Metrics
 from encoder_server.refresh import Refresh
 from encoder_server.settings import Settings
 from store.store import Store
-from twinbert.errors import InvalidRequestError, UnsupportedError
+from twinbert.errors import DriftError, InvalidRequestError
 from twinbert.runtime import Runtime
 from twinbert.serving.log import event
 from twinbert.serving.rpc import parsed
@@ -57,13 +60,14 @@ class Refresher:
         """Replies after each batch, and with the generation once it is published and the store's lock released.
 
         Raises:
-            InvalidRequestError: the requests are not start, batches, commit.
-            UnsupportedError: a delta.
+            InvalidRequestError: the requests are not start, batches, commit, or a full refresh has deletions.
             TimeoutError: the client sent nothing for too long.
             StoreError, TwinbertError: as from `Refresh`.
         """
-        encoding = _stored_as(await self._next(requests))
-        refresh = Refresh(self._store, self._runtime, encoding=encoding, workers=self._settings.workers)
+        delta, encoding, force = _started(await self._next(requests))
+        gate = Gate(replace(self._settings.gate, force=force), self._runtime)
+        workers = self._settings.workers
+        refresh = Refresh(self._store, self._runtime, encoding=encoding, workers=workers, delta=delta, gate=gate)
         generation = None
         async with self._working(refresh) as thread:
             while request := await self._next(requests):
@@ -73,13 +77,17 @@ class Refresher:
                     break
                 if step != "batch":
                     raise InvalidRequestError("step", f"is {step or 'empty'}; after start come batches, then commit")
-                rejections = await thread.call(_add, refresh, _documents(request.batch))
+                if not delta and (request.batch.deleted_ids or request.batch.deleted_numbers):
+                    raise InvalidRequestError(
+                        "batch", "has deletions, which need REFRESH_MODE_DELTA: a full refresh leaves the documents out"
+                    )
+                rejections = await thread.call(_add, refresh, request.batch)
                 for response in _responses(refresh, rejections):
                     await reply(response)
         if generation is not None:
             self._metrics.set_generation(self._store.manifest(generation))
-            [response] = _responses(refresh, [], generation)
-            await reply(response)
+            for response in _responses(refresh, refresh.rejections, generation):
+                await reply(response)
 
     @contextlib.asynccontextmanager
     async def _working(self, refresh: Refresh) -> AsyncIterator[_Thread]:
@@ -92,6 +100,9 @@ class Refresher:
             outcome = "published" if refresh.generation else "abandoned"
         except asyncio.CancelledError:
             outcome = "abandoned"
+            raise
+        except DriftError as error:
+            outcome, message = "refused", str(error)
             raise
         except Exception as error:
             message = str(error)
@@ -117,8 +128,10 @@ class Refresher:
             received=progress.received,
             encoded=progress.encoded,
             reused=progress.reused,
+            deleted=progress.deleted,
             rejected=progress.rejected,
             notices=refresh.notices,
+            gate=refresh.verdict and refresh.verdict.as_dict(),
         )
 
     async def close(self) -> None:
@@ -165,35 +178,28 @@ class _Thread:
         self._metrics.count(before, self._counted)
 
 
-def _stored_as(first: pb.RefreshRequest | None) -> str | None:
-    """The encoding that the start of a refresh asks for."""
+def _started(first: pb.RefreshRequest | None) -> tuple[bool, str | None, bool]:
+    """Whether the start of a refresh asks for a delta, for which encoding, and whether to publish what is refused."""
     if first is None or first.WhichOneof("step") != "start":
         raise InvalidRequestError("start", "is missing: a refresh begins with it")
     start = first.start
-    if start.mode == pb.REFRESH_MODE_DELTA:
-        raise UnsupportedError("start.mode: REFRESH_MODE_DELTA is not in this version; send the whole corpus as FULL")
-    if start.mode != pb.REFRESH_MODE_FULL:
-        raise InvalidRequestError("start.mode", "is unspecified or unknown: give REFRESH_MODE_FULL")
+    if start.mode not in (pb.REFRESH_MODE_FULL, pb.REFRESH_MODE_DELTA):
+        raise InvalidRequestError(
+            "start.mode", "is unspecified or unknown: give REFRESH_MODE_FULL or REFRESH_MODE_DELTA"
+        )
     if start.encoding not in _ENCODINGS:
         raise InvalidRequestError("start.encoding", f"{start.encoding} is unknown: give one of the contract's")
-    return _ENCODINGS[start.encoding]
+    return start.mode == pb.REFRESH_MODE_DELTA, _ENCODINGS[start.encoding], start.force
 
 
-def _documents(batch: pb.DocumentBatch) -> Iterable[pb.Document]:
-    if batch.deleted_ids or batch.deleted_numbers:
-        raise UnsupportedError(
-            "batch: deletions need a delta refresh, which is not in this version; leave the documents out"
-        )
-    return batch.documents
-
-
-def _add(refresh: Refresh, documents: Iterable[pb.Document]) -> list[Rejection]:
-    """Adds documents; returns those that were left out."""
+def _add(refresh: Refresh, batch: pb.DocumentBatch) -> list[Rejection]:
+    """Adds documents, then deletions; returns those that were left out."""
     rejections: list[Rejection] = []
 
-    def judged() -> Iterator[Document | Rejection]:
-        for position, document in enumerate(documents, refresh.progress.received):
-            result = _judged(document, position, refresh.id_type)
+    def judged() -> Iterator[Document | Deletion | Rejection]:
+        changes: Iterable[Any] = chain(batch.documents, batch.deleted_ids, batch.deleted_numbers)
+        for position, change in enumerate(changes, refresh.progress.received):
+            result = _judged(change, position, refresh.id_type)
             if isinstance(result, Rejection):
                 rejections.append(result)
             yield result
@@ -202,18 +208,23 @@ def _add(refresh: Refresh, documents: Iterable[pb.Document]) -> list[Rejection]:
     return rejections
 
 
-def _judged(document: pb.Document, position: int, id_type: str | None) -> Document | Rejection:
-    """The document, checked as one from a file is."""
-    field = document.WhichOneof("key")
-    row = Row(position, getattr(document, field) if field else None, (document.text,), None, None)
+def _judged(change: pb.Document | str | int, position: int, id_type: str | None) -> Document | Deletion | Rejection:
+    """The document, or the deletion of an id, checked as one from a file is."""
+    if isinstance(change, pb.Document):
+        field = change.WhichOneof("key")
+        row = Row(position, getattr(change, field) if field else None, (change.text,), None, None)
+    else:
+        row = Row(position, change, (), None, True)
     document_id = ""
     try:
         key = document_key(row, _FIELDS, id_type)
+        if not isinstance(change, pb.Document):
+            return Deletion(key)
         document_id = str(key)
         text = document_text(row, _FIELDS)
     except InvalidValueError as error:
         return Rejection("", position, document_id, str(error))
-    return Document(key, text, document.time_ms if document.HasField("time_ms") else None)
+    return Document(key, text, change.time_ms if change.HasField("time_ms") else None)
 
 
 def _responses(refresh: Refresh, rejections: list[Rejection], generation: str = "") -> Iterator[pb.RefreshResponse]:
@@ -226,6 +237,7 @@ def _responses(refresh: Refresh, rejections: list[Rejection], generation: str = 
             encoded=progress.encoded,
             reused=progress.reused,
             deleted=progress.deleted,
+            absent=progress.absent,
             rejected=progress.rejected,
             duplicates=progress.duplicates,
             rejections=[

@@ -1,8 +1,10 @@
 """Queries → embeddings. Work-conserving: an idle engine starts at once, and a batch forms only while all are busy.
 
-A query that is asked for several times at once is encoded once. One that nobody waits for any more, because its callers
-were cancelled or ran out of time, is never started. A batch that fails is tried again query by query, so that a query
-that breaks the model fails alone.
+A query that is asked for several times at once is encoded once. One that would come too late for its caller is refused;
+one that nobody waits for any more, because its callers were cancelled or ran out of time, is never started. A batch
+that fails is tried again query by query, so that a query that breaks the model fails alone. While two bundles are
+served each query is encoded by its own request's: they never share a batch, and share an embedding only where their
+query towers are the same.
 
 Shapes: Q queries of a request, B queries of a batch, D dimension.
 """
@@ -13,25 +15,28 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from scorer_server.cache import QueryCache
+from scorer_server.cache import Key, QueryCache
+from scorer_server.cost import BatchCost
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
+from twinbert.serving.tracing import current_trace
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A batch that came back: embeddings, or an error, of each query; times in seconds."""
+    """A batch that came back: embeddings, or an error, of each query; times in seconds, `started` by perf_counter."""
 
     embeddings: Sequence[Floats | Exception]
+    started: float
     tokens: int
     truncated: int
     tokenize_s: float
@@ -42,15 +47,17 @@ class _Encoded:
 class _Pending:
     """A query on its way through an engine, and the places where its embedding is wanted."""
 
-    text: str
+    key: Key
+    runtime: Runtime
     tokens: int
     arrived: float
     wanted: list[tuple[Ticket, int]] = field(default_factory=list)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a request still waits for it."""
-        return not all(ticket.done.done() for ticket, _ in self.wanted)
+        """Whether a request still waits for it, and has time."""
+        now = time.perf_counter()
+        return any(not ticket.done.done() and now < ticket.expires for ticket, _ in self.wanted)
 
 
 class Ticket:
@@ -63,13 +70,15 @@ class Ticket:
         tokenize_s: tokenising the batches that its queries were in, in seconds.
         encode_s: encoding them, in seconds.
         cached: how many of its queries came from the cache.
+        expires: when nobody waits for it any more (perf_counter).
     """
 
-    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop, expires: float = math.inf) -> None:
         self.embeddings: list[Floats | None] = [None] * queries
         self.done: asyncio.Future[None] = loop.create_future()
         self.queue_s = self.tokenize_s = self.encode_s = 0.0
-        self.cached = 0
+        self.cached, self.expires = 0, expires
+        self._submitted, self._trace = time.perf_counter(), current_trace()
         self._missing = queries
 
     def __enter__(self) -> Self:
@@ -78,6 +87,21 @@ class Ticket:
     def __exit__(self, *_: object) -> None:
         """From here on nobody waits: queries wanted by no other ticket are dropped when their turn comes."""
         self.done.cancel()
+
+    def looked_up(self) -> None:
+        """The cache was asked."""
+        if self._trace:
+            self._trace.stage("cache", self._submitted, time.perf_counter())
+
+    def encoded(self, started: float, tokenize_s: float, encode_s: float) -> None:
+        """A batch with queries of it, which started at `started` (perf_counter), came back."""
+        self.tokenize_s += tokenize_s
+        self.encode_s += encode_s
+        if self._trace:
+            tokenized = started + tokenize_s
+            self._trace.stage("queue", self._submitted, started)
+            self._trace.stage("tokenize", started, tokenized)
+            self._trace.stage("encode", tokenized, tokenized + encode_s)
 
     def fill(self, place: int, embedding_D: Floats) -> None:
         """One query is there."""
@@ -93,55 +117,59 @@ class Ticket:
 
 
 class Batcher:
-    """The query tower's engines and the queue before them. Used from one event loop.
+    """The engines that encode queries and the queue before them. Used from one event loop.
 
     Args:
-        runtime: encodes.
         settings: engines, threads, bounds.
         metrics: where to count.
+
+    Attributes:
+        cost: what batches cost here.
     """
 
-    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
-        self._runtime, self._settings, self._metrics = runtime, settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
-        self._max_tokens = runtime.max_tokens("query")
         self._queue: deque[_Pending] = deque()
         self._waiting_tokens = 0  # of the queue
-        self._in_flight: dict[str, _Pending] = {}
+        self._in_flight: dict[Key, _Pending] = {}
         self._idle = settings.engines
+        self.cost = BatchCost()
+        self._ends: dict[int, float] = {}  # of the batches at work, by identity: when they should be done
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
         self._loop = asyncio.get_running_loop()
-        self._recent_s = 0.01  # duration of a batch, smoothed: how long a refused caller should wait
 
-    def submit(self, queries: Sequence[str]) -> Ticket:
-        """Takes the queries of a request; use the ticket in a `with` statement, which gives up what is not there yet.
+    def submit(self, queries: Sequence[str], runtime: Runtime, remaining: float = math.inf) -> Ticket:
+        """Takes the queries of a request, for the bundle that serves it; use the ticket in a `with` statement, which
+        gives up what is not there yet.
+
+        Args:
+            queries: texts.
+            runtime: encodes them.
+            remaining: seconds within which they must be encoded to be of use.
 
         Raises:
             QueueFullError: too many queries are waiting already; says when to try again.
+            DeadlineError: they would not be encoded in time; says when to try again.
         """
-        ticket, metrics = Ticket(len(queries), self._loop), self._metrics
+        ticket, metrics = Ticket(len(queries), self._loop, time.perf_counter() + remaining), self._metrics
         missing = []
+        tower = runtime.bundle.query_digest
         for place, query in enumerate(queries):
-            embedding_D = self._cache.get(query)
+            key = tower, query
+            embedding_D = self._cache.get(key)
             if embedding_D is None:
-                missing.append((place, query))
+                missing.append((place, key))
             else:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
-        new = sum(query not in self._in_flight for _, query in missing)
-        if new and len(self._queue) + new > self._settings.queue:
-            self._purge()
-        if new and self._queue and len(self._queue) + new > self._settings.queue:
-            batches = 1 + len(self._queue) // max(1, self._settings.batch_tokens // 16)
-            raise QueueFullError(
-                f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
-                self._recent_s * batches,
-            )
+        ticket.looked_up()
+        self._admit({key for _, key in missing}, runtime, remaining)
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
         metrics.cache_misses.inc(len(missing))
-        for place, query in missing:
-            self._want(query).wanted.append((ticket, place))
+        for place, key in missing:
+            self._want(key, runtime).wanted.append((ticket, place))
         self._start()
         return ticket
 
@@ -149,12 +177,43 @@ class Batcher:
         """Ends the engines; nothing may be waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _want(self, query: str) -> _Pending:
-        pending = self._in_flight.get(query)
+    def _admit(self, keys: set[Key], runtime: Runtime, remaining: float) -> None:
+        """Raises unless there is room for queries that are not in the cache, and time. Who finds an engine idle is let
+        in, whatever the estimate: so it is put right.
+        """
+        tokens = [_tokens(key, runtime) for key in keys if key not in self._in_flight]
+        if len(self._queue) + len(tokens) > self._settings.queue or self._wait_s(tokens) > remaining:
+            self._purge()
+        if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
+            raise QueueFullError(
+                f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
+                self._retry_s(),
+                what="queries",
+            )
+        wait_s = self._wait_s(tokens)
+        if keys and (remaining <= 0 or (tokens and not self._idle and wait_s > remaining)):
+            raise DeadlineError(
+                f"encoding would take {1000 * wait_s:.0f} ms with what is waiting, and the call has "
+                f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
+                self._retry_s(),
+                what="deadline",
+            )
+
+    def _retry_s(self) -> float:
+        """When what waits now is done; nobody need come back at once."""
+        return max(0.01, self._wait_s())
+
+    def _wait_s(self, new: Iterable[int] = ()) -> float:
+        """Estimated seconds until an engine has done all that waits, and beyond it queries of so many tokens."""
+        tokens = self._waiting_tokens + sum(new)
+        until_free = 0.0 if self._idle else max(0.0, min(self._ends.values()) - time.perf_counter())
+        return until_free + self.cost.seconds(tokens, self._settings.batch_tokens) / self._settings.engines
+
+    def _want(self, key: Key, runtime: Runtime) -> _Pending:
+        pending = self._in_flight.get(key)
         if pending is None:
-            # A token is seldom shorter than 3 bytes of text; two are the special ones.
-            tokens = min(self._max_tokens, 2 + len(query.encode()) // 3)
-            pending = self._in_flight[query] = _Pending(query, tokens, time.perf_counter())
+            tokens = _tokens(key, runtime)
+            pending = self._in_flight[key] = _Pending(key, runtime, tokens, time.perf_counter())
             self._queue.append(pending)
             self._waiting_tokens += tokens
         return pending
@@ -168,16 +227,24 @@ class Batcher:
                 self._metrics.stages["queue"].observe(now - pending.arrived)
                 for ticket, _ in pending.wanted:
                     ticket.queue_s = max(ticket.queue_s, now - pending.arrived)
+            tokens = sum(pending.tokens for pending in batch)
+            self._ends[id(batch)] = now + self.cost.seconds(tokens, self._settings.batch_tokens)
             self._executor.submit(self._run, batch)
         self._metrics.queue_depth.set(len(self._queue))
 
     def _take(self) -> list[_Pending]:
-        """The next batch: an idle engine's share of what waits, without queries that nobody waits for any more."""
+        """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
+        waits for any more.
+        """
         batch: list[_Pending] = []
+        others: list[_Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         while self._queue:
             pending = self._queue[0]
             wanted = pending.is_wanted
+            if wanted and batch and pending.runtime is not batch[0].runtime:
+                others.append(self._queue.popleft())
+                continue
             if wanted and batch and tokens + pending.tokens > limit:
                 break
             self._queue.popleft()
@@ -187,6 +254,7 @@ class Batcher:
                 tokens += pending.tokens
             else:
                 self._drop(pending)
+        self._queue.extendleft(reversed(others))
         return batch
 
     def _purge(self) -> None:
@@ -201,59 +269,67 @@ class Batcher:
         self._queue = kept
 
     def _drop(self, pending: _Pending) -> None:
-        del self._in_flight[pending.text]
+        del self._in_flight[pending.key]
         self._metrics.dropped.inc()
+        for ticket, _ in pending.wanted:  # gRPC's word that the call is over may still be on its way
+            ticket.fail(TimeoutError("the deadline passed before an engine was free"))
 
     def _run(self, batch: list[_Pending]) -> None:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""
         encoded: _Encoded | Exception
         try:
-            encoded = self._encode([pending.text for pending in batch])
+            encoded = self._encode(batch[0].runtime, [pending.key[1] for pending in batch])
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests that wait for the batch
             encoded = error
         self._loop.call_soon_threadsafe(self._finish, batch, encoded)
 
-    def _encode(self, texts: list[str]) -> _Encoded:
+    def _encode(self, runtime: Runtime, texts: list[str]) -> _Encoded:
         started = time.perf_counter()
-        tokens = self._runtime.tokenize(texts)
+        tokens = runtime.tokenize(texts)
         tokenized = time.perf_counter()
         embeddings: Sequence[Floats | Exception]
         try:
-            embeddings = list(self._runtime.embed(tokens))
+            embeddings = list(runtime.embed(tokens))
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests whose queries failed
-            embeddings = [error] if len(texts) == 1 else [self._encode([text]).embeddings[0] for text in texts]
+            alone = len(texts) == 1
+            embeddings = [error] if alone else [self._encode(runtime, [text]).embeddings[0] for text in texts]
         encode_s = time.perf_counter() - tokenized
         truncated = int(np.count_nonzero(tokens.truncated))
-        return _Encoded(embeddings, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
+        return _Encoded(embeddings, started, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
 
     def _finish(self, batch: list[_Pending], encoded: _Encoded | Exception) -> None:
         self._idle += 1
+        del self._ends[id(batch)]
         for pending in batch:
-            del self._in_flight[pending.text]
+            del self._in_flight[pending.key]
         self._start()
         if isinstance(encoded, Exception):
             for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
                 ticket.fail(encoded)
             return
-        self._observe(len(batch), encoded)
+        self._observe(batch, encoded)
         for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
-            ticket.tokenize_s += encoded.tokenize_s
-            ticket.encode_s += encoded.encode_s
+            ticket.encoded(encoded.started, encoded.tokenize_s, encoded.encode_s)
         for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
             if not isinstance(embedding_D, Exception):
                 # A copy, so that the cache does not keep the whole batch alive.
-                self._cache.put(pending.text, embedding_D.copy())
+                self._cache.put(pending.key, embedding_D.copy())
             for ticket, place in pending.wanted:
                 if isinstance(embedding_D, Exception):
                     ticket.fail(embedding_D)
                 else:
                     ticket.fill(place, embedding_D)
 
-    def _observe(self, queries: int, encoded: _Encoded) -> None:
+    def _observe(self, batch: list[_Pending], encoded: _Encoded) -> None:
         metrics = self._metrics
         metrics.stages["tokenize"].observe(encoded.tokenize_s)
         metrics.stages["encode"].observe(encoded.encode_s)
-        metrics.batch_queries.observe(queries)
+        metrics.batch_queries.observe(len(batch))
         metrics.batch_tokens.observe(encoded.tokens)
         metrics.truncated.inc(encoded.truncated)
-        self._recent_s += 0.2 * (encoded.tokenize_s + encoded.encode_s - self._recent_s)
+        self.cost.observe(sum(pending.tokens for pending in batch), encoded.tokenize_s + encoded.encode_s)
+
+
+def _tokens(key: Key, runtime: Runtime) -> int:
+    """Estimated tokens of a query: one is seldom shorter than 3 bytes of text; two are the special ones."""
+    return min(runtime.max_tokens("query"), 2 + len(key[1].encode()) // 3)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from scorer_server.ages import Ages
 from store.reader import Generation
+from twinbert.recorded import MissReason
 from twinbert.serving.metrics import SECONDS, RpcMetrics, new_registry
 
 STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
+RECORDINGS = ("requests", "misses")
+RefusalReason = Literal["unverified", "bundle", "mismatch", "documents_lost", "error"]
 
 
 class Metrics:
@@ -34,6 +39,26 @@ class Metrics:
             "twinbert_candidates", "Candidates of Score requests, by status.", ["status"], registry=self.registry
         )
         self.candidates = {status: candidates.labels(status) for status in STATUSES}
+        missed = Counter(
+            "twinbert_candidates_missed",
+            "Candidates of Score requests that were not found, by why: never seen by this generation, or deleted.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.missed = {reason: missed.labels(reason) for reason in get_args(MissReason)}
+        recorded = Counter(
+            "twinbert_recorded_lines", "Lines recorded of requests and misses.", ["file"], registry=self.registry
+        )
+        self.recorded = {file: recorded.labels(file) for file in RECORDINGS}
+        dropped = Counter(
+            "twinbert_recordings_dropped",
+            "Samples of requests and misses that could not be recorded: the disk was too slow, or failed.",
+            ["file"],
+            registry=self.registry,
+        )
+        self.dropped_recordings = {file: dropped.labels(file) for file in RECORDINGS}
+        self.ages = Ages()
+        self.registry.register(self.ages)
         self.truncated = self._counter("twinbert_truncated_queries", "Queries longer than the query tower reads.")
         self.cache_hits = self._counter("twinbert_query_cache_hits", "Queries answered from the cache.")
         self.cache_misses = self._counter(
@@ -58,9 +83,13 @@ class Metrics:
         self.documents = self._gauge("twinbert_documents", "Documents of the current generation.")
         self.held = self._gauge("twinbert_generations_held", "Generations that a request may name.")
         self.swaps = self._counter("twinbert_generation_swaps", "Times that another generation became current.")
-        self.refused = self._gauge(
-            "twinbert_generation_refused", "1 while CURRENT names a generation that this server refuses, else 0."
+        refused = Gauge(
+            "twinbert_generation_refused",
+            "1 while CURRENT names a generation that this server refuses for this reason, else 0.",
+            ["reason"],
+            registry=self.registry,
         )
+        self.refused = {reason: refused.labels(reason) for reason in get_args(RefusalReason)}
         self._generation = Info("twinbert_generation", "The current generation and model.", registry=self.registry)
         self._created = self._gauge(
             "twinbert_generation_created_timestamp_seconds", "When the current generation was published."

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from typing import TypeVar
 
 import numpy as np
@@ -21,11 +21,13 @@ import numpy.typing as npt
 from scorer_server.batcher import Batcher, Ticket
 from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_score, crossing_name
+from scorer_server.sampling import Misses, Samplers
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshot, Snapshots
-from store.reader import Generation, Located
+from store.reader import Located
 from twinbert.errors import QueueFullError
-from twinbert.runtime import Floats, Runtime
+from twinbert.runtime import Floats
+from twinbert.serving.tracing import current_trace
 from twinbert.v1 import scorer_pb2 as pb
 
 OK, NOT_FOUND, NOT_SCORED = pb.DOCUMENT_STATUS_OK, pb.DOCUMENT_STATUS_NOT_FOUND, pb.DOCUMENT_STATUS_NOT_SCORED
@@ -36,6 +38,9 @@ _T = TypeVar("_T")
 # Crossing this many takes about as long as going to a thread and back; more would hold up the event loop.
 _INLINE_CANDIDATES = 1000
 
+# To read, cross and write one.
+_CANDIDATE_S = 2e-6
+
 # Of a full queue of 512 requests, this many rows of 384 float32 each are 200 MB.
 _EARLY_CANDIDATES = 256
 
@@ -45,16 +50,16 @@ class Scorer:
 
     Args:
         snapshots: the generations.
-        batcher: the query tower.
-        runtime: the crossing layers.
+        batcher: the query towers.
         settings: what a request may ask for, and all of them together.
         metrics: where to count.
+        samplers: what is recorded of requests.
     """
 
     def __init__(
-        self, snapshots: Snapshots, batcher: Batcher, runtime: Runtime, settings: Settings, metrics: Metrics
+        self, snapshots: Snapshots, batcher: Batcher, settings: Settings, metrics: Metrics, samplers: Samplers
     ) -> None:
-        self._snapshots, self._batcher, self._runtime = snapshots, batcher, runtime
+        self._snapshots, self._batcher, self._samplers = snapshots, batcher, samplers
         self._limits, self._metrics = settings.limits, metrics
         self._candidates, self._most_candidates = 0, settings.candidates
         self._executor = ThreadPoolExecutor(1, "cross")
@@ -71,18 +76,19 @@ class Scorer:
             GenerationNotFoundError: the generation is not held.
             CrossingMissingError: the bundle lacks the crossing.
             QueueFullError: too much is waiting.
+            DeadlineError: the answer would come too late; never with `allow_partial`.
         """
         started = time.perf_counter()
         candidates = check_score(request, self._limits)
-        crossing = crossing_name(request.crossing, self._runtime.bundle)
         queries = check_queries([task.query for task in request.tasks], "tasks", self._limits)
+        within = _encode_within(request, remaining, candidates)
         with (
             self._admitted(candidates),
             self._snapshots.hold(request.generation) as snapshot,
-            self._batcher.submit(queries) as ticket,
+            self._submitted(request, queries, snapshot, within) as (ticket, crossing),
         ):
             # While the engine encodes, all is made ready that does not need the embeddings.
-            make = partial(_Answer, request, snapshot.generation, self._runtime, crossing)
+            make = partial(_Answer, request, snapshot, crossing)
             answer = await self._run(make, candidates, snapshot)
             if request.allow_partial and remaining is not None:
                 left = started + remaining - _reserve(candidates) - time.perf_counter()
@@ -94,7 +100,7 @@ class Scorer:
             # A copy: what is encoded from here on comes too late for this request.
             response = await self._run(partial(answer.finish, tuple(ticket.embeddings)), candidates, snapshot)
             set_times(response.times, ticket, answer.lookup_s, answer.cross_s, started)
-            self._observe(answer)
+            self._observe(request, answer)
             return response
 
     @contextlib.contextmanager
@@ -105,12 +111,22 @@ class Scorer:
                 f"{self._candidates:,} candidates are being scored, {self._most_candidates:,} may be; "
                 "try again, or another replica",
                 0.05,
+                what="candidates",
             )
         self._candidates += candidates
         try:
             yield
         finally:
             self._candidates -= candidates
+
+    @contextlib.contextmanager
+    def _submitted(
+        self, request: pb.ScoreRequest, queries: list[str], snapshot: Snapshot, within: float
+    ) -> Iterator[tuple[Ticket, str]]:
+        """The queries on their way, and the crossing: that of the bundle that the snapshot has."""
+        crossing = crossing_name(request.crossing, snapshot.runtime.bundle)
+        with self._batcher.submit(queries, snapshot.runtime, within) as ticket:
+            yield ticket, crossing
 
     async def _run(self, step: Callable[[], _T], candidates: int, snapshot: Snapshot) -> _T:
         """Runs a step that reads the store: at once where it is short, else in a thread."""
@@ -120,13 +136,24 @@ class Scorer:
         self._snapshots.keep(snapshot, work)
         return await asyncio.shield(work)
 
-    def _observe(self, answer: _Answer) -> None:
+    def _observe(self, request: pb.ScoreRequest, answer: _Answer) -> None:
         metrics = self._metrics
         metrics.stages["lookup"].observe(answer.lookup_s)
         metrics.stages["cross"].observe(answer.cross_s)
+        metrics.ages.observe(answer.times_F, time.time_ns() // 1_000_000)
         for status, count in answer.counts.items():
             if count:
                 metrics.candidates[status].inc(count)
+        if trace := current_trace():
+            for name, begun, ended in answer.stages:
+                trace.stage(name, begun, ended)
+        if answer.misses is not None:
+            for reason, missed in metrics.missed.items():
+                missed.inc(answer.misses.reasons.count(reason))
+            if self._samplers.misses is not None:
+                self._samplers.misses.offer(request, answer.misses, answer.generation.name)
+        if self._samplers.requests is not None:
+            self._samplers.requests.offer(request, answer.crossing)
 
     def close(self) -> None:
         """Ends its thread; nothing may be running."""
@@ -137,72 +164,97 @@ class _Answer:
     """The response to a request, as far as it is made.
 
     Attributes:
+        generation: that it comes from.
+        crossing: name of the crossing layer.
         tasks_N: int64, which task each candidate belongs to.
         lookup_s: finding and reading the candidates, in seconds.
         cross_s: crossing them, in seconds.
         counts: candidates by status.
+        stages: name, begin and end (perf_counter) of what was done.
+        times_F: i64, source times of those scored, in milliseconds since the Unix epoch.
+        misses: candidates that were not found, if any.
     """
 
-    def __init__(self, request: pb.ScoreRequest, generation: Generation, runtime: Runtime, crossing: str) -> None:
+    def __init__(self, request: pb.ScoreRequest, snapshot: Snapshot, crossing: str) -> None:
         begun = time.perf_counter()
-        self._generation, self._runtime, self._crossing = generation, runtime, crossing
+        generation = snapshot.generation
+        self.generation, self._runtime, self.crossing = generation, snapshot.runtime, crossing
         self._counts_Q = [len(task.document_ids) or len(task.document_numbers) for task in request.tasks]
-        self._located = generation.locate(_ids(request, generation))
+        self._ids = _ids(request)
+        self._located = generation.locate(self._ids)
         self._statuses_N = np.where(self._located.found, OK, NOT_FOUND)
         self.tasks_N = np.repeat(np.arange(len(self._counts_Q)), self._counts_Q)
         # Read early only what is small: many requests may be waiting.
         early = len(self.tasks_N) <= _EARLY_CANDIDATES
         self._documents_FD = generation.read(self._located) if early else None
-        self.lookup_s, self.cross_s = time.perf_counter() - begun, 0.0
+        located = time.perf_counter()
+        self.lookup_s, self.cross_s = located - begun, 0.0
+        self.stages = [("lookup", begun, located)]
         self.counts: dict[str, int] = {}
+        self.times_F = np.empty(0, dtype=np.int64)
+        self.misses: Misses | None = None
 
     def finish(self, embeddings: Sequence[Floats | None]) -> pb.ScoreResponse:
         """Crosses the candidates of the tasks whose query is encoded, and writes the response."""
         scores_N = np.full(len(self.tasks_N), np.nan, dtype=np.float32)
-        if all(one is not None for one in embeddings):
-            scores_N[self._located.found] = self._cross(embeddings, self._located, self._documents_FD)
-        else:
+        reached, documents_FD = self._located, self._documents_FD
+        if any(one is None for one in embeddings):
             ready_N = np.array([one is not None for one in embeddings])[self.tasks_N]
             self._statuses_N[~ready_N] = NOT_SCORED
-            reached_N, reached_F = self._located.found & ready_N, ready_N[self._located.found]
-            if reached_F.any():
-                reached = Located(reached_N, self._located.rows[reached_F])
-                scores_N[reached_N] = self._cross(embeddings, reached, None)
+            reached_N, reached_F = reached.found & ready_N, ready_N[reached.found]
+            reached, documents_FD = Located(reached_N, reached.rows[reached_F]), None
+        if len(reached.rows):
+            scores_N[reached.found] = self._cross(embeddings, reached, documents_FD)
+            self.times_F = self.generation.times(reached)
 
         # Lists: protobuf takes them eight times faster than arrays.
         scores, statuses, start = scores_N.tolist(), self._statuses_N.tolist(), 0
         self.counts = {name: statuses.count(status) for name, status in _STATUSES.items()}
-        response = pb.ScoreResponse(generation=self._generation.name, model=self._runtime.bundle.model)
+        if self.counts["not_found"]:
+            self.misses = self._missed(self._statuses_N == NOT_FOUND)
+        response = pb.ScoreResponse(generation=self.generation.name, model=self._runtime.bundle.model)
         for count in self._counts_Q:
             response.results.add(scores=scores[start : start + count], statuses=statuses[start : start + count])
             start += count
         return response
 
+    def _missed(self, missing_N: npt.NDArray[np.bool_]) -> Misses:
+        ids = self._ids[missing_N] if isinstance(self._ids, np.ndarray) else list(compress(self._ids, missing_N))
+        reasons = np.where(self.generation.deleted(ids), "deleted", "never_seen").tolist()
+        return Misses(ids, self.tasks_N[missing_N], reasons)
+
     def _cross(self, embeddings: Sequence[Floats | None], located: Located, documents_FD: Floats | None) -> Floats:
         begun = time.perf_counter()
-        documents_FD = self._generation.read(located) if documents_FD is None else documents_FD
+        documents_FD = self.generation.read(located) if documents_FD is None else documents_FD
         read = time.perf_counter()
         # Queries that are not there have no candidates among those found: their rows are never looked at.
         queries_QD = np.zeros((len(embeddings), documents_FD.shape[1]), dtype=np.float32)
         for row_D, embedding_D in zip(queries_QD, embeddings, strict=True):
             if embedding_D is not None:
                 row_D[:] = embedding_D
-        scores_F = self._runtime.cross(queries_QD, documents_FD, self.tasks_N[located.found], self._crossing)
+        scores_F = self._runtime.cross(queries_QD, documents_FD, self.tasks_N[located.found], self.crossing)
         if not math.isfinite(float(scores_F.sum())):
             raise RuntimeError("the crossing layer gave a score that is not finite")
+        crossed = time.perf_counter()
         self.lookup_s += read - begun
-        self.cross_s = time.perf_counter() - read
+        self.cross_s = crossed - read
+        self.stages += [("lookup", begun, read), ("cross", read, crossed)]
         return scores_F
 
 
 def _reserve(candidates: int) -> float:
-    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and 2 µs for each candidate to be
-    read, crossed and written.
-    """
-    return 0.005 + 2e-6 * candidates
+    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and what its candidates take."""
+    return 0.005 + _CANDIDATE_S * candidates
 
 
-def _ids(request: pb.ScoreRequest, generation: Generation) -> list[str] | npt.NDArray[np.uint64]:
+def _encode_within(request: pb.ScoreRequest, remaining: float | None, candidates: int) -> float:
+    """Seconds within which the queries must be encoded for an answer in time."""
+    if remaining is None or request.allow_partial:
+        return math.inf
+    return remaining - _CANDIDATE_S * candidates
+
+
+def _ids(request: pb.ScoreRequest) -> list[str] | npt.NDArray[np.uint64]:
     """The candidates of all tasks, in order."""
     if any(task.document_numbers for task in request.tasks):
         return np.concatenate([np.array(task.document_numbers, dtype=np.uint64) for task in request.tasks])

@@ -5,27 +5,38 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from scorer_server.bundles import BundleFolder, Bundles, OneBundle
 from scorer_server.metrics import Metrics
 from scorer_server.service import ScorerService
 from scorer_server.settings import Settings
 from store.store import Store
-from twinbert.bundle import Bundle
-from twinbert.runtime import Runtime
+from twinbert.errors import UsageError
 from twinbert.serving import log
-from twinbert.serving.lifecycle import Listening, run
+from twinbert.serving.lifecycle import run
+from twinbert.serving.listening import Listening
 
 
-def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings) -> None:
-    """Serves a store with a bundle until SIGTERM.
+def serve(*, bundle: Path | None, bundles: Path | None, store: Path, listening: Listening, settings: Settings) -> None:
+    """Serves a store until SIGTERM, with one bundle or with those of a folder.
 
     Raises:
         BundleError: the bundle is missing or damaged.
         StoreError: the store is missing, empty or damaged.
         MismatchError: the store was made with another bundle.
-        UsageError: an address cannot be bound.
+        UsageError: an address cannot be bound, certificates or tokens are no good, or not just one of `bundle` and
+            `bundles` is given.
     """
     log.configure()
     metrics = Metrics()
-    runtime = Runtime(Bundle.open(bundle), towers=("query",), threads=settings.threads)
-    service = ScorerService(Store(store), runtime, settings, listening.message_bytes, metrics)
+    service = ScorerService(
+        Store(store), _bundles(bundle, bundles, settings.threads), settings, listening.message_bytes, metrics
+    )
     asyncio.run(run(service, listening, metrics.registry))
+
+
+def _bundles(bundle: Path | None, bundles: Path | None, threads: int) -> Bundles:
+    if bundle and not bundles:
+        return OneBundle(bundle, threads)
+    if bundles and not bundle:
+        return BundleFolder(bundles, threads)
+    raise UsageError("give either --bundle, or --bundles with a folder of several")

@@ -10,23 +10,20 @@ from functools import partial
 import grpc.aio
 
 from scorer_server.batcher import Batcher
+from scorer_server.bundles import Bundles
 from scorer_server.metrics import Metrics
 from scorer_server.requests import CROSSING_NUMBERS
 from scorer_server.retrieval import Retriever
+from scorer_server.sampling import sampling
 from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
-from scorer_server.snapshots import Snapshots
-from store.reader import Generation
+from scorer_server.snapshots import Snapshot, Snapshots
 from store.store import Store
 from twinbert import __version__
-from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
-from twinbert.serving.rpc import Context, answered, register
+from twinbert.serving.rpc import Context, Edge, answered, register
 from twinbert.v1 import scorer_pb2 as pb
 from twinbert.v1 import scorer_pb2_grpc
-
-# What warms the engine: lengths from one word to a long query.
-_WARM_QUERIES = tuple(" ".join(["warm"] * words) for words in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["ScorerService"]
 
@@ -36,20 +33,21 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
 
     Args:
         store: where generations come from.
-        runtime: the bundle.
+        bundles: where the bundles that serve them come from.
         settings: bounds and limits.
         message_bytes: largest message, for Describe.
         metrics: where to count.
     """
 
     name = _SERVICE.full_name
+    writing: frozenset[str] = frozenset()
 
     def __init__(
-        self, store: Store, runtime: Runtime, settings: Settings, message_bytes: int, metrics: Metrics
+        self, store: Store, bundles: Bundles, settings: Settings, message_bytes: int, metrics: Metrics
     ) -> None:
         self.state = State()
         self.rpc_metrics = metrics.rpc
-        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+        self._store, self._bundles, self._settings, self._metrics = store, bundles, settings, metrics
         self._message_bytes = message_bytes
         self._snapshots: Snapshots
         self._scorer: Scorer
@@ -65,18 +63,18 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:
         """See the contract."""
         self.state.require_serving()
-        return await self._retriever.retrieve(request)
+        return await self._retriever.retrieve(request, context.time_remaining())
 
     @answered
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """See the contract."""
         self.state.require_serving()
-        bundle, limits = self._runtime.bundle, self._settings.limits
-        current = self._snapshots.current.generation
-        integers = current.manifest.id_type == "integer"
+        current, refusal, limits = self._snapshots.current, self._snapshots.refusal, self._settings.limits
+        bundle = current.runtime.bundle
+        integers = current.generation.manifest.id_type == "integer"
         return pb.DescribeResponse(
             current=_described(current),
-            held=[_described(snapshot.generation) for snapshot in self._snapshots.held],
+            held=[_described(snapshot) for snapshot in self._snapshots.held],
             model=bundle.model,
             fingerprint=bundle.fingerprint,
             crossings=[CROSSING_NUMBERS[name] for name in sorted(bundle.crossings)],
@@ -94,44 +92,48 @@ class ScorerService(scorer_pb2_grpc.ScorerServiceServicer):
                 hits=limits.hits,
             ),
             server_version=__version__,
+            refused=pb.Refusal(name=refusal.name, reason=refusal.reason, message=refusal.message) if refusal else None,
         )
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicer."""
+    def register(self, server: grpc.aio.Server, edge: Edge) -> None:
+        """Adds the servicer, whose calls pass the edge."""
+        self.edge = edge
         register(server, self, _SERVICE)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Opens the store and warms the engine, then follows CURRENT until the server has stopped.
+        """Opens and warms the store and its bundle, then follows CURRENT until the server has stopped.
 
         Raises:
             StoreError: the store is missing, empty or damaged.
-            MismatchError: it was made with another bundle.
+            BundleError: its bundle is.
+            MismatchError: the store was made with another bundle.
+            UsageError: a file to record to cannot be written.
         """
-        open_store = partial(Snapshots, self._store, self._runtime, self._settings, self._metrics)
+        open_store = partial(Snapshots, self._store, self._bundles, self._settings, self._metrics)
         self._snapshots = await asyncio.to_thread(open_store)
-        for query in _WARM_QUERIES:
-            await asyncio.to_thread(self._runtime.encode, [query])
-        batcher = Batcher(self._runtime, self._settings, self._metrics)
-        self._scorer = Scorer(self._snapshots, batcher, self._runtime, self._settings, self._metrics)
-        self._retriever = Retriever(self._snapshots, batcher, self._runtime, self._settings, self._metrics)
-        watching = asyncio.ensure_future(self._snapshots.watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait((watching,))
-            for part in (batcher, self._scorer, self._retriever):
-                await asyncio.to_thread(part.close)
-            await self._snapshots.close()
+        batcher = Batcher(self._settings, self._metrics)
+        self._retriever = Retriever(self._snapshots, batcher, self._settings, self._metrics)
+        with sampling(self._settings, self._metrics) as samplers:
+            self._scorer = Scorer(self._snapshots, batcher, self._settings, self._metrics, samplers)
+            watching = asyncio.ensure_future(self._snapshots.watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.wait((watching,))
+                for part in (batcher, self._scorer, self._retriever):
+                    await asyncio.to_thread(part.close)
+                await self._snapshots.close()
 
 
-def _described(generation: Generation) -> pb.Generation:
-    manifest = generation.manifest
+def _described(snapshot: Snapshot) -> pb.Generation:
+    manifest = snapshot.generation.manifest
     return pb.Generation(
-        name=generation.name,
+        name=manifest.name,
         documents=manifest.documents,
         encoding=manifest.encoding,
         created_ms=manifest.created_ms,
         watermark_ms=manifest.watermark_ms,
+        model=snapshot.runtime.bundle.model,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 def default_engines(workers: int = 1) -> int:
@@ -51,6 +52,14 @@ class Settings:
         hold_generations: generations that stay available after they were superseded…
         hold_seconds: …and how long each stays at least, in seconds.
         poll_seconds: how often CURRENT is looked at.
+        max_lost_share: share of the documents being served that a new generation may lack, 0 to 1. Lower than what the
+            swap gate lets pass would make replicas refuse what was published.
+        requests_file: where a sample of requests is recorded, with queries and ids, for the swap gate; None: nowhere.
+        requests_bytes: size of that file and the older one beside it.
+        requests_rate: requests a second that are recorded at most.
+        misses_file: where ids of candidates that were not found are recorded; None: nowhere.
+        misses_bytes: size of that file and the older one beside it.
+        misses_queries: whether their queries are recorded too.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -64,3 +73,10 @@ class Settings:
     hold_generations: int = 2
     hold_seconds: float = 600.0
     poll_seconds: float = 0.2
+    max_lost_share: float = 0.3
+    requests_file: Path | None = None
+    requests_bytes: int = 16 << 20
+    requests_rate: float = 1.0
+    misses_file: Path | None = None
+    misses_bytes: int = 16 << 20
+    misses_queries: bool = False

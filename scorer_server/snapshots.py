@@ -1,4 +1,5 @@
-"""Which generation answers. A request holds one snapshot from its first step to its last, whatever is published then.
+"""Which generation and bundle answer. A request holds one snapshot from its first step to its last, whatever is
+published then.
 
 Snapshots are counted on the event loop, so counts need no lock; whatever reads files runs in threads beside it.
 """
@@ -8,40 +9,63 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scorer_server.metrics import Metrics
+from scorer_server.bundles import Bundles
+from scorer_server.metrics import Metrics, RefusalReason
 from scorer_server.settings import Settings
+from store.comparison import lost_share
 from store.errors import GenerationNotFoundError, StoreError
+from store.manifest import Manifest, generation_number
 from store.reader import Generation
 from store.store import Store
-from twinbert.errors import MismatchError, TwinbertError
+from twinbert.errors import BundleError, DriftError, MismatchError, TwinbertError
 from twinbert.runtime import Runtime
 from twinbert.serving.log import event
 
 # How long a generation that was refused is left alone before it is tried again: a copy may still be under way.
 _RETRY_SECONDS = 10.0
 
+# Why a generation is refused, for the metric: the first that fits, else "error", which is a bug.
+_REASONS: dict[type[Exception], RefusalReason] = {
+    DriftError: "documents_lost",
+    MismatchError: "mismatch",
+    BundleError: "bundle",
+    StoreError: "unverified",
+    OSError: "unverified",
+}
+
 
 @dataclass(slots=True, eq=False)
 class Snapshot:
-    """A generation that requests may use. `superseded_at` is None while it is the current one."""
+    """A generation, and the bundle that serves it. `superseded_at` is None while it is the current one."""
 
     generation: Generation
+    runtime: Runtime
     users: int = 0
     superseded_at: float | None = None
     retired: bool = False
 
+    def close(self) -> None:
+        """Unmaps the generation, and unloads the bundle where no other generation needs it."""
+        self.generation.close()
+        del self.runtime
 
-@dataclass(slots=True)
-class _Refusal:
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A generation that CURRENT names and this server does not serve, why, and when it is tried again."""
+
     name: str
-    until: float = field(default_factory=lambda: time.monotonic() + _RETRY_SECONDS)
+    reason: RefusalReason
+    message: str
+    until: float
 
 
 class Snapshots:
@@ -49,21 +73,26 @@ class Snapshots:
 
     Args:
         store: where generations come from.
-        runtime: the bundle that serves them.
-        settings: how long generations are held, and how often CURRENT is looked at.
+        bundles: where the bundles that serve them come from.
+        settings: how long generations are held, how often CURRENT is looked at, and what a generation may lose.
         metrics: where to show it.
+
+    Attributes:
+        refusal: of the generation that CURRENT names, if it is refused.
 
     Raises:
         StoreError: the current generation cannot be opened.
+        BundleError: its bundle cannot.
         MismatchError: it was encoded under another fingerprint than the bundle's.
     """
 
-    def __init__(self, store: Store, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
-        self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
+    def __init__(self, store: Store, bundles: Bundles, settings: Settings, metrics: Metrics) -> None:
+        self._store, self._bundles, self._settings, self._metrics = store, bundles, settings, metrics
         self._held: dict[str, Snapshot] = {}
-        self._refusal: _Refusal | None = None
+        self.refusal: Refusal | None = None
+        self._opening: asyncio.Future[Snapshot] | None = None
         self._closing: set[asyncio.Future[None]] = set()
-        self._current = Snapshot(self._open(store.current()))
+        self._current = self._open(store.current())
         self._show()
 
     @property
@@ -115,6 +144,8 @@ class Snapshots:
 
     async def close(self) -> None:
         """Closes all generations; no request may be running."""
+        if self._opening is not None:  # it compares with the current generation
+            await asyncio.gather(self._opening, return_exceptions=True)
         for snapshot in self.held:
             snapshot.retired = True
             self._close_unused(snapshot)
@@ -125,51 +156,70 @@ class Snapshots:
         try:
             name = await asyncio.to_thread(self._store.current)
             if name == self._current.generation.name:
-                self._refusal = None
-                self._metrics.refused.set(0)
+                self._refuse(None)
+            elif self.refusal and self.refusal.name == name and time.monotonic() < self.refusal.until:
                 return
-            if self._refusal and self._refusal.name == name and time.monotonic() < self._refusal.until:
-                return
-            if name in self._held:
+            elif name in self._held:
                 self._swap(self._held.pop(name))
             else:
-                self._swap(Snapshot(await asyncio.to_thread(self._open, name)))
+                served = self._current.generation
+                self._opening = asyncio.get_running_loop().run_in_executor(None, self._open, name, served)
+                self._swap(await asyncio.shield(self._opening))
         except Exception as error:  # noqa: BLE001  the edge of a task: nothing may end it while the server serves
-            if self._refusal is None or self._refusal.name != name:
+            known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+            reason: RefusalReason = next(known, "error")
+            if self.refusal is None or (self.refusal.name, self.refusal.reason) != (name, reason):
                 trace = None if _expected(error) else error
                 fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}
-                event("generation_refused", level=logging.ERROR, error=trace, **fields)
-            self._refusal = _Refusal(name)
-            self._metrics.refused.set(1)
+                event("generation_refused", level=logging.ERROR, error=trace, reason=reason, **fields)
+            # What a generation lacks it will always lack.
+            until = math.inf if reason == "documents_lost" else time.monotonic() + _RETRY_SECONDS
+            self._refuse(Refusal(name, reason, str(error), until))
 
-    def _open(self, name: str) -> Generation:
-        """Verifies, opens and warms a generation."""
-        manifest, bundle = self._store.manifest(name), self._runtime.bundle
-        if (manifest.fingerprint, manifest.dimension) != (bundle.fingerprint, bundle.dimension):
-            raise MismatchError(
-                f"generation {name} of {self._store.path} has fingerprint {manifest.fingerprint}, bundle {bundle.path} "
-                f"has {bundle.fingerprint}: their embeddings must not be crossed; refresh the store with this bundle, "
-                "or serve the one that the store was made with"
-            )
+    def _refuse(self, refusal: Refusal | None) -> None:
+        self.refusal = refusal
+        for reason, refused in self._metrics.refused.items():
+            refused.set(refusal is not None and refusal.reason == reason)
+
+    def _open(self, name: str, served: Generation | None = None) -> Snapshot:
+        """Verifies, opens and warms a generation and its bundle; `served` is the generation that it is to replace."""
+        manifest = self._store.manifest(name)
+        runtime = self._bundles.runtime(manifest)
         generation = self._store.open(name)
         try:
+            if served is not None:
+                self._require_documents(served, generation)
             generation.warm()
             _, documents_ND = next(generation.scan(1))
-            self._runtime.cross(documents_ND, documents_ND, np.zeros(1, dtype=np.int64))
+            runtime.cross(documents_ND, documents_ND, np.zeros(1, dtype=np.int64))
         except BaseException:
             generation.close()
             raise
-        return generation
+        return Snapshot(generation, runtime)
+
+    def _require_documents(self, served: Generation, generation: Generation) -> None:
+        """Raises DriftError where too many documents are gone, unless an operator wanted it so: by going back to an
+        earlier generation, or by `--force` when it was published.
+        """
+        if generation_number(generation.name) < generation_number(served.name) or _forced(generation.manifest):
+            return
+        lost, allowed = lost_share(served, generation), self._settings.max_lost_share
+        if lost > allowed:
+            raise DriftError(
+                f"generation {generation.name} lacks {lost:.1%} of the {served.manifest.documents:,} documents of "
+                f"{served.name}, which is being served; {allowed:.1%} may be missing: roll back, or if it is as it "
+                "should be publish it with --force"
+            )
 
     def _swap(self, snapshot: Snapshot) -> None:
         old, self._current = self._current, snapshot
         old.superseded_at, snapshot.superseded_at = time.monotonic(), None
         self._held[old.generation.name] = old
-        self._refusal = None
-        self._metrics.refused.set(0)
+        self._refuse(None)
         self._metrics.swaps.inc()
         self._show()
-        event("generation_swapped", old=old.generation.name, new=snapshot.generation.name)
+        model = snapshot.runtime.bundle.model
+        event("generation_swapped", old=old.generation.name, new=snapshot.generation.name, model=model)
 
     def _let_go(self) -> None:
         """Retires generations that are neither among the latest superseded ones nor superseded lately."""
@@ -183,13 +233,20 @@ class Snapshots:
 
     def _close_unused(self, snapshot: Snapshot) -> None:
         if snapshot.retired and snapshot.users == 0:
-            # Unmapping gigabytes takes milliseconds, which the event loop does not have.
-            closing = asyncio.ensure_future(asyncio.to_thread(snapshot.generation.close))
+            # Unmapping gigabytes and unloading a model take milliseconds, which the event loop does not have.
+            closing = asyncio.ensure_future(asyncio.to_thread(snapshot.close))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
     def _show(self) -> None:
-        self._metrics.set_current(self._current.generation, self._runtime.bundle.model, 1 + len(self._held))
+        current = self._current
+        self._metrics.set_current(current.generation, current.runtime.bundle.model, 1 + len(self._held))
+
+
+def _forced(manifest: Manifest) -> bool:
+    """Whether the generation was published although the swap gate refused it."""
+    gate = manifest.quality.get("gate")
+    return isinstance(gate, dict) and gate.get("forced") is True
 
 
 def _expected(error: Exception) -> bool:

@@ -63,10 +63,11 @@ class Building:
         store: the store's folder.
         codec: how rows are stored.
         fingerprint: what the embeddings were made with.
+        kind: of refresh. Each has its folder: what a long full refresh left must outlive the deltas that come first.
     """
 
-    def __init__(self, store: Path, codec: Codec, fingerprint: str) -> None:
-        identity = [fingerprint, codec.name, codec.fixed_step, codec.dimension]
+    def __init__(self, store: Path, codec: Codec, fingerprint: str, kind: str) -> None:
+        identity = [fingerprint, codec.name, codec.fixed_step, codec.dimension, kind]
         self.path = store / BUILDING / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self._codec = codec
         vectors, entries = self.path / "vectors.bin", self.path / "entries.bin"
@@ -79,7 +80,7 @@ class Building:
         os.truncate(vectors, rows * codec.row_bytes)
         os.truncate(entries, rows * ENTRY.itemsize)
         self.rows = rows
-        self.known = DigestIndex(self.entries()["digest"] if rows else np.empty(0, DIGEST))
+        self.known = DigestIndex(self.entries()["digest"])
         self._vectors = vectors.open("ab")
         self._entries = entries.open("ab")
         self._pending: list[npt.NDArray[np.void]] = []
@@ -126,11 +127,13 @@ class Building:
 
     def vectors(self) -> Rows:
         """All rows [rows, D], as a map of the file; `sync` first."""
+        if not self.rows:  # which cannot be mapped
+            return np.empty((0, self._codec.dimension), self._codec.dtype)
         return np.memmap(self.path / "vectors.bin", self._codec.dtype, "r", shape=(self.rows, self._codec.dimension))
 
     def entries(self) -> npt.NDArray[np.void]:
         """ENTRY of each row, as a map of the file; `sync` first."""
-        return np.memmap(self.path / "entries.bin", ENTRY, "r")
+        return np.memmap(self.path / "entries.bin", ENTRY, "r") if self.rows else np.empty(0, ENTRY)
 
     def close(self) -> None:
         """Leaves the folder for the next run; what was not synced yet is not vouched for."""

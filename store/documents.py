@@ -1,6 +1,6 @@
 """The documents of a refresh, gathered as columns: 24 bytes of memory a document at most, ids on disk.
 
-Shapes: N documents of a batch, n documents of the whole refresh.
+Shapes: N documents of a batch, n documents of the whole refresh. A deletion is a document whose row is TOMBSTONE.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from store.changes import Clash, resolve
 from store.errors import EmptyGenerationError, IdTypeError, StoreError
 from store.files import abandon, reporting_full_disk
 from store.format import MAX_ID_BYTES, MAX_ID_TEXT_BYTES, MAX_ROWS, U64
 from store.keys import Keys, bytes_keys, integer_keys
 from store.manifest import IdType
 from store.segment import Ids
+from store.stack import Stack
 
-_CHUNK = 1 << 10  # ids at a time: of the longest ids, half a megabyte of text and 12 of places
+_CHUNK = 1 << 10  # ids at a time: each becomes an object
 _MAX_SEEDS = 16
 
 
@@ -51,14 +53,33 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolved:
-    """What is left after of every id the last document won, in the order of `rows`."""
+    """What is left after of every id the last document won, in the order of `rows`.
+
+    Attributes:
+        seed: of `keys`.
+        keys: of the documents to store; `rows`, `times` and `ids` are parallel to it.
+        deleted: keys that get a tombstone.
+        documents: how many the next generation has.
+        duplicates: documents and deletions whose id came again later.
+        absent: deletions of ids that are not there.
+        clashes: documents that are left out.
+    """
 
     seed: int
     keys: Keys
     rows: npt.NDArray[np.uint32]
     times: npt.NDArray[np.int64]
     ids: Ids
+    deleted: Keys
+    documents: int
     duplicates: int
+    absent: int = 0
+    clashes: tuple[Clash, ...] = ()
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether there is neither a row nor a tombstone to store."""
+        return not len(self.rows) and not len(self.deleted)
 
 
 class Documents:
@@ -122,7 +143,50 @@ class Documents:
         keys = keys[last]
         rows, self._rows = np.asarray(self._rows)[last], array("I")
         times, self._times = np.asarray(self._times)[last], array("q")
-        return Resolved(seed=seed, keys=keys, rows=rows, times=times, ids=_taken(ids, last), duplicates=duplicates)
+        return Resolved(
+            seed=seed,
+            keys=keys,
+            rows=rows,
+            times=times,
+            ids=ids.subset(last),
+            deleted=np.empty(0, U64),
+            documents=len(rows),
+            duplicates=duplicates,
+        )
+
+    def resolve_delta(self, current: Stack, digests: npt.NDArray[np.void]) -> Resolved:
+        """Like `resolve`, under the seed that there is: see `store.changes`. To be called once.
+
+        Args:
+            current: the generation that the delta follows.
+            digests: of the building's rows.
+        """
+        with reporting_full_disk(self._path.parent, 0):
+            self._spool.close()
+        ids = self._spooled_ids() if self._rows else Ids(numbers=np.empty(0, U64))
+        keys, rows, times = _keys(ids, self._seed), np.asarray(self._rows), np.asarray(self._times)
+        changes = resolve(
+            current,
+            ids=ids,
+            keys_n=keys,
+            rows_n=rows,
+            digests_n=lambda places: digests[rows[places]],
+            times_n=times,
+            positions_n=np.asarray(self._positions),
+        )
+        stored = changes.stored[np.argsort(rows[changes.stored], kind="stable")]
+        return Resolved(
+            seed=self._seed,
+            keys=keys[stored],
+            rows=rows[stored],
+            times=times[stored],
+            ids=ids.subset(stored),
+            deleted=keys[changes.deleted],
+            documents=changes.documents,
+            duplicates=changes.duplicates,
+            absent=changes.absent,
+            clashes=changes.clashes,
+        )
 
     def _spooled_ids(self) -> Ids:
         if self._id_type == "integer":
@@ -185,23 +249,3 @@ def _keys(ids: Ids, seed: int) -> Keys:
         pieces = [text[cut:end] for cut, end in pairwise(cuts)]
         keys[start : start + len(pieces)] = bytes_keys(pieces, seed)
     return keys
-
-
-def _taken(ids: Ids, order: npt.NDArray[np.int64]) -> Ids:
-    """The ids in another order."""
-    if ids.numbers is not None:
-        return Ids(numbers=ids.numbers[order])
-    assert ids.offsets is not None
-    assert ids.text is not None
-    offsets = np.zeros(len(order) + 1, dtype=U64)
-    offsets[1:] = ids.offsets[1:][order]
-    offsets[1:] -= ids.offsets[order]
-    np.cumsum(offsets, out=offsets)
-    text = np.empty(int(offsets[-1]), dtype=np.uint8)
-    for first in range(0, len(order), _CHUNK):
-        cuts = offsets[first : first + _CHUNK + 1]
-        # Byte k of the output comes from its id's start in the spool plus its place within the id.
-        shift = np.repeat(ids.offsets[order[first : first + _CHUNK]] - cuts[:-1], np.diff(cuts).astype(np.int64))
-        begin, end = int(cuts[0]), int(cuts[-1])
-        text[begin:end] = ids.text[shift + np.arange(begin, end, dtype=U64)]
-    return Ids(offsets=offsets, text=text)

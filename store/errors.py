@@ -7,8 +7,10 @@ StoreError
 ├── CorruptError             bytes are not those that were written
 ├── FormatError              written by a newer version
 ├── StoreLockedError         another process changes the store
+├── SupersededError          a compaction of what is not current any more
 ├── StoreFullError           no space left
 ├── IdTypeError              ids of the wrong type for this store
+├── RowsMismatchError        a delta whose rows are of another kind than the generation's
 ├── VectorsError             embeddings that the encoding cannot hold
 └── EmptyGenerationError     nothing to publish
 """
@@ -58,6 +60,12 @@ class StoreLockedError(StoreError):
     reason = "STORE_LOCKED"
 
 
+class SupersededError(StoreError):
+    """While segments were merged, a generation without them became current; nothing was changed."""
+
+    reason = "STORE_SUPERSEDED"
+
+
 class StoreFullError(StoreError):
     """The disk is full; what was published before is untouched."""
 
@@ -68,6 +76,12 @@ class IdTypeError(StoreError):
     """String ids for a store of integers, or the other way round."""
 
     reason = "ID_TYPE"
+
+
+class RowsMismatchError(StoreError):
+    """A delta of another fingerprint, encoding or dimension than the generation that it would change."""
+
+    reason = "FINGERPRINT_MISMATCH"
 
 
 class VectorsError(StoreError):

@@ -57,6 +57,20 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes: what a link points at may have no end.
+
+    Raises:
+        CorruptError: it has more.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CorruptError(f"{path} has over {most:,} bytes, so it is not what was written; {REMEDY}")
+    return content
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """What a file must be: its size in bytes, xxh3_128 (quick, checked before it is opened) and sha256, both hex."""
@@ -134,16 +148,30 @@ def require_store(store: Path) -> None:
         raise StoreNotFoundError(f"{store} is not a store; `twinbert refresh` makes one")
 
 
+# The purpose of who holds the lock for moments, so that others wait; they do not wait for any other.
+PASSING = "the end of a compaction"
+
+# How long, in seconds, by purpose; without one, somebody is just taking the lock or letting it go.
+_PATIENCE = {PASSING: 10.0, "": 0.05}
+_LOOK_SECONDS = 0.01
+
+
 @contextlib.contextmanager
-def locked(store: Path, purpose: str) -> Iterator[None]:
-    """Holds the store's lock, which the kernel releases if this process dies.
+def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Holds a lock of the store, which the kernel releases if this process dies.
+
+    Args:
+        store: the store's folder.
+        purpose: what for, in words for those who are refused.
+        file: which lock: LOCK for all that changes what is served, or COMPACTION.
+        wait: for whoever holds it, without end.
 
     Raises:
         StoreNotFoundError: there is no store to lock.
         StoreLockedError: somebody else holds it; the message says who, what for and since when.
     """
     require_store(store)
-    path = store / LOCK
+    path = store / file
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -151,10 +179,10 @@ def locked(store: Path, purpose: str) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}); make the store writable for this user"
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreLockedError(f"{store} is being changed by {_holder(descriptor)}; wait for it to end") from None
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _take(descriptor, store)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
         os.ftruncate(descriptor, 0)
@@ -167,9 +195,26 @@ def locked(store: Path, purpose: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _holder(descriptor: int) -> str:
+def _take(descriptor: int, store: Path) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(descriptor, 4096, 0)
+            purpose, holder = _holder(text) if text else ("", "another process")
+            if time.monotonic() - started >= _PATIENCE.get(purpose, 0.0):
+                raise StoreLockedError(f"{store} is being changed by {holder}; wait for it to end") from None
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
+
+
+def _holder(text: bytes) -> tuple[str, str]:
+    """The purpose of who holds a lock, and a description for people."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"{holder['purpose']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+        holder = json.loads(text)
+        purpose, who = str(holder["purpose"]), f"process {holder['pid']} on {holder['host']}"
+        return purpose, f"{purpose} ({who}, since {holder['since']})"
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        return "unknown", "another process"

@@ -1,10 +1,13 @@
 r"""Every name, key and byte layout of a store on disk, in one place. All numbers are little-endian.
 
     S/LOCK                             flock held by whoever changes the store; its text says who
+    S/COMPACTION                       flock held by a compaction, besides; the same
     S/CURRENT                          "000012-9f3c01ab\n"
     S/generations/000012-9f3c01ab.json manifest; the hex digits are the first 8 of its sha256
+    S/generations/000012-9f3c01ab.pin  empty: no collection removes this generation
     S/segments/<32 hex digits>/data.mdb  immutable LMDB environment
     S/building/<16 hex digits>/        a refresh in progress, named by what its rows depend on
+    S/building/compaction/             a compaction in progress
 
 docs/store-format.md explains the layout to readers of other languages; a test holds the two together.
 """
@@ -18,10 +21,13 @@ import numpy as np
 FORMAT = 1
 
 LOCK = "LOCK"
+COMPACTION = "COMPACTION"
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
 SEGMENTS = "segments"
+PIN = ".pin"
 BUILDING = "building"
+COMPACTION_DRAFT = "compaction"
 DATA = "data.mdb"
 
 GENERATION_NAME = re.compile(r"(\d{6,})-([0-9a-f]{8})")
@@ -30,8 +36,8 @@ SEGMENT_ID = re.compile(r"[0-9a-f]{32}")
 # Databases of a segment, and their keys. Every value is one array.
 VECTORS = b"vectors"  # part number (4 ASCII digits) → rows, `rows_per_part` in every part but the last
 INDEX = b"index"
-KEYS = b"keys"  # u64[n], ascending
-ROWS = b"rows"  # u32[n], parallel to KEYS
+KEYS = b"keys"  # u64[n + t], ascending: of n rows and t tombstones
+ROWS = b"rows"  # u32[n + t], parallel to KEYS
 BUCKETS = b"buckets"  # u32[2^b + 1]: keys whose top b bits are h stand at BUCKETS[h] to BUCKETS[h + 1]
 DOCUMENTS = b"documents"
 ID_OFFSETS = b"id_offsets"  # u64[n + 1] into ID_BYTES, where ids are strings

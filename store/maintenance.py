@@ -1,16 +1,18 @@
-"""What an operator does to a store: list, roll back, collect, copy. Each says what it did."""
+"""What an operator does to a store: list, roll back, pin, collect, copy. Each says what it did."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError
+from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreLockedError
 from store.files import FileEntry, locked, reporting_full_disk, sync_directory, sync_file
-from store.format import BUILDING, DATA, GENERATIONS, SEGMENTS
+from store.format import BUILDING, COMPACTION, COMPACTION_DRAFT, DATA, GENERATIONS, PIN, SEGMENTS
 from store.manifest import Manifest, SegmentEntry, generation_number, write_current, write_manifest
 from store.store import Store
 from store.verification import noticing_collection, problem_of, verify_generation
@@ -21,10 +23,11 @@ BUILD_DAYS = 7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A generation in a list: its manifest, or why it cannot be read."""
+    """A generation in a list: its manifest, or why it cannot be read. `size` is that of its segments, shared or not."""
 
     name: str
     current: bool
+    pinned: bool
     manifest: Manifest | None
     size: int
     problem: str | None
@@ -46,7 +49,7 @@ def list_generations(store: Store) -> list[Listed]:
         current: str | None = store.current()
     except (NoGenerationError, CorruptError):
         current = None
-    listed = []
+    listed, pinned = [], _pinned(store)
     for name in store.generations():
         manifest, problem = None, None
         try:
@@ -56,7 +59,16 @@ def list_generations(store: Store) -> list[Listed]:
         except StoreError as error:
             problem = str(error)
         size = sum(segment.file.size for segment in manifest.segments) if manifest else 0
-        listed.append(Listed(name=name, current=name == current, manifest=manifest, size=size, problem=problem))
+        listed.append(
+            Listed(
+                name=name,
+                current=name == current,
+                pinned=name in pinned,
+                manifest=manifest,
+                size=size,
+                problem=problem,
+            )
+        )
     return listed
 
 
@@ -108,10 +120,48 @@ def _rollback_target(store: Store, sound: set[object]) -> str:
     raise CorruptError(f"{store.path} has no generation to go back to that verifies; refresh the store")
 
 
+def pin(store: Store, name: str) -> None:
+    """Keeps a generation from being collected.
+
+    Raises:
+        GenerationNotFoundError: there is no such generation.
+        CorruptError: its manifest is damaged.
+        StoreLockedError: a refresh is running.
+        StoreFullError: no space left.
+    """
+    with locked(store.path, f"pinning {name}"):
+        store.manifest(name)
+        with reporting_full_disk(store.path):
+            (store.path / GENERATIONS / f"{name}{PIN}").touch()
+            sync_directory(store.path / GENERATIONS)
+
+
+def unpin(store: Store, name: str) -> None:
+    """Lets a generation be collected again.
+
+    Raises:
+        GenerationNotFoundError: it is not pinned.
+        StoreLockedError: a refresh is running.
+    """
+    with locked(store.path, f"unpinning {name}"):
+        pinned = _pinned(store)
+        if name not in pinned:
+            raise GenerationNotFoundError(
+                f"{store.path} has no pinned generation {name!r}; pinned are: {', '.join(sorted(pinned)) or 'none'}"
+            )
+        (store.path / GENERATIONS / f"{name}{PIN}").unlink()
+        sync_directory(store.path / GENERATIONS)
+
+
+def _pinned(store: Store) -> set[str]:
+    return {path.stem for path in (store.path / GENERATIONS).glob(f"*{PIN}")}
+
+
 def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
     """Removes what no kept generation needs: older generations, segments that nobody names, abandoned builds.
 
-    The newest `keep` generations stay, and the current one with its parent, so that a rollback is always possible.
+    The newest `keep` generations stay, those that are pinned, and the current one with its parent, so that a rollback
+    is always possible.
     Servers that have a removed segment open go on reading it: the space becomes free when they let go.
 
     Args:
@@ -123,17 +173,18 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
         CorruptError: what a generation that stays needs cannot be told; nothing is removed.
         StoreLockedError: a refresh is running.
     """
-    with locked(store.path, "a collection"):
+    with locked(store.path, "a collection"), _abandoned_compaction(store) as drafts:
         names = store.generations()
         current = store.current()
-        kept = {current, *names[-max(1, keep) :]}
+        kept = {current, *names[-max(1, keep) :], *_pinned(store).intersection(names)}
         if (parent := _manifest_that_stays(store, current, current).parent) in names:
             kept.add(str(parent))
         needed = {segment.id for name in kept for segment in _manifest_that_stays(store, name, current).segments}
         manifests = [store.path / GENERATIONS / f"{name}.json" for name in names if name not in kept]
         segments = [path for path in sorted((store.path / SEGMENTS).iterdir()) if path.name not in needed]
         horizon = time.time() - BUILD_DAYS * 86400
-        builds = [path for path in sorted((store.path / BUILDING).iterdir()) if _touched(path) < horizon]
+        builds = [path for path in sorted((store.path / BUILDING).iterdir()) if path.name != COMPACTION_DRAFT]
+        builds = [*drafts, *(path for path in builds if _touched(path) < horizon)]
         temporary = [*store.path.glob(".*.tmp"), *(store.path / GENERATIONS).glob(".*.tmp")]
         collected = Collected(
             generations=tuple(path.stem for path in manifests),
@@ -152,6 +203,19 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
                 else:
                     path.unlink()
     return collected
+
+
+@contextlib.contextmanager
+def _abandoned_compaction(store: Store) -> Iterator[list[Path]]:
+    """What a compaction left that was killed; none begins meanwhile."""
+    drafts = [*(store.path / BUILDING).glob(COMPACTION_DRAFT)]
+    with contextlib.ExitStack() as stack:
+        if drafts:
+            try:
+                stack.enter_context(locked(store.path, "a collection", file=COMPACTION))
+            except StoreLockedError:  # it is at work
+                drafts = []
+        yield drafts
 
 
 def _manifest_that_stays(store: Store, name: str, current: str) -> Manifest:

@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 from store.encoding import ENCODINGS
 from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
-from store.files import REMEDY, FileEntry, replace_file, require_store
+from store.files import REMEDY, FileEntry, read_bounded, replace_file, require_store
 from store.format import CURRENT, DATA, FORMAT, GENERATION_NAME, GENERATIONS, ID_TYPES, SEGMENT_ID
 from store.format import generation_name as name_of
 
 IdType = Literal["string", "integer"]
 
+# Of a manifest: a thousand segments take a megabyte.
+_MOST_BYTES = 16 << 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentEntry:
-    """A segment as a manifest names it. `documents` are rows, `deleted` are tombstones."""
+    """A segment as a manifest names it. `documents` are rows, `deleted` are tombstones; not both are 0."""
 
     id: str
     documents: int
@@ -31,7 +34,10 @@ class SegmentEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """A generation: which segments are the corpus, newest first, and what they were made with. Times in ms."""
+    """A generation: which segments are the corpus, newest first, and what they were made with. Times in ms.
+
+    `documents` are those that no newer segment replaces or deletes; `parent` is what a rollback goes back to.
+    """
 
     number: int
     id_type: IdType
@@ -48,6 +54,11 @@ class Manifest:
     watermark_ms: int
     quality: Mapping[str, Any]
     writer: str
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the rows that a newer segment replaces or deletes, 0 to 1."""
+        return 1 - self.documents / sum(segment.documents for segment in self.segments)
 
     def to_bytes(self) -> bytes:
         """The manifest's canonical bytes."""
@@ -73,7 +84,7 @@ def read_manifest(store: Path, name: str) -> Manifest:
     """
     path = store / GENERATIONS / f"{name}.json"
     try:
-        content = path.read_bytes() if GENERATION_NAME.fullmatch(name) else None
+        content = read_bounded(path, _MOST_BYTES) if GENERATION_NAME.fullmatch(name) else None
     except FileNotFoundError:
         content = None
     except OSError as error:
@@ -107,8 +118,6 @@ def _parse(fields: dict[str, Any]) -> Manifest:
         for segment in fields.pop("segments")
     )
     manifest = Manifest(segments=segments, **fields)
-    if len(segments) != 1 or segments[0].deleted:
-        raise FormatError("the generation has delta segments, which this version does not read; update twinbert")
     if not _is_sound(manifest):
         raise ValueError("a field is of another type, or out of range")
     return manifest
@@ -121,6 +130,7 @@ def _is_sound(manifest: Manifest) -> bool:
     """
     texts = [manifest.id_type, manifest.fingerprint, manifest.model, manifest.encoding, manifest.writer]
     numbers = [manifest.number, manifest.seed, manifest.dimension, manifest.created_ms, manifest.watermark_ms]
+    numbers.append(manifest.documents)
     for segment in manifest.segments:
         texts += [segment.id, segment.file.xxh3_128, segment.file.sha256]
         numbers.append(segment.file.size)
@@ -135,7 +145,17 @@ def _is_sound(manifest: Manifest) -> bool:
         and manifest.id_type in ID_TYPES
         and 0 <= manifest.seed < 1 << 64
         and 0 < manifest.dimension <= 1 << 16
-        and manifest.documents == sum(segment.documents for segment in manifest.segments) > 0
+        and _is_corpus(manifest.segments, manifest.documents)
+    )
+
+
+def _is_corpus(segments: tuple[SegmentEntry, ...], documents: int) -> bool:
+    """Whether a stack of such segments can have so many documents; the oldest has nothing below it to delete."""
+    return (
+        len({segment.id for segment in segments}) == len(segments) > 0
+        and all(min(one.documents, one.deleted) >= 0 < one.documents + one.deleted for one in segments)
+        and segments[-1].deleted == 0
+        and 0 < documents <= sum(segment.documents for segment in segments)
     )
 
 
@@ -148,6 +168,11 @@ def generation_names(store: Path) -> list[str]:
     """The generations of a store, oldest first."""
     names = (path.stem for path in (store / GENERATIONS).glob("*.json"))
     return sorted((name for name in names if GENERATION_NAME.fullmatch(name)), key=generation_number)
+
+
+def next_number(store: Path) -> int:
+    """A number that no generation of the store has, higher than all."""
+    return max(map(generation_number, generation_names(store)), default=0) + 1
 
 
 def generation_number(name: str) -> int:
@@ -165,7 +190,7 @@ def read_current(store: Path) -> str:
     """
     path = store / CURRENT
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         require_store(store)
         raise NoGenerationError(f"{store} has no current generation; publish one with `twinbert refresh`") from None

@@ -1,10 +1,11 @@
-"""A generation that is open for reading: ids → embeddings, and a scan over all rows.
+"""A generation that is open for reading: ids → embeddings, and a scan over all documents.
 
 Shapes: N ids asked for, F of them found, D dimension.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,22 @@ import numpy.typing as npt
 
 from store.encoding import Codec, Floats, codec
 from store.errors import CorruptError, IdTypeError
+from store.files import REMEDY
 from store.format import DATA, SEGMENTS
-from store.keys import integer_keys, string_keys
+from store.keys import Keys, integer_keys, string_keys
 from store.manifest import IdType, Manifest, SegmentEntry
 from store.segment import Segment
+from store.stack import Stack
+
+_REMEMBERED = 1000  # segments that were verified, those of deltas long gone among them
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where documents are: `found` bool [N]; `rows` u32 [F], in the order asked for."""
+    """Where documents are: `found` bool [N]; `rows` i64 [F], in the order asked for."""
 
     found: npt.NDArray[np.bool_]
-    rows: npt.NDArray[np.uint32]
+    rows: npt.NDArray[np.int64]
 
 
 class SegmentPool:
@@ -63,12 +68,39 @@ class SegmentPool:
                     "was written wrong; refresh the store"
                 )
             if segment is None:
-                if entry not in self._verified or self._verified[entry] != _identity(path):
-                    entry.file.check(path)
-                    self._verified[entry] = _identity(path)
+                self._verify(entry, path)
                 segment = Segment(directory, entry, codec, id_type)
             self._open[entry.id] = segment, described, users + 1
             return segment
+
+    def _verify(self, entry: SegmentEntry, path: Path) -> None:
+        identity = _identity(path)
+        if identity is None or self._verified.pop(entry, None) != identity:
+            entry.file.check(path)
+        self._verified[entry] = identity  # the latest last
+        if len(self._verified) > _REMEMBERED:
+            del self._verified[next(iter(self._verified))]
+
+    def stack(self, manifest: Manifest, entries: Sequence[SegmentEntry]) -> Stack:
+        """Opens some segments of a generation, newest first, all or none; to be given back with `release_all`.
+
+        Raises:
+            CorruptError: one of them is not what the manifest says.
+        """
+        described = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
+        with contextlib.ExitStack() as stack:
+            segments = []
+            for entry in entries:
+                segments.append(self.acquire(entry, described, manifest.id_type))
+                stack.callback(self.release, segments[-1])
+            made = Stack(segments)
+            stack.pop_all()
+            return made
+
+    def release_all(self, stack: Stack) -> None:
+        """Gives up one use of each segment."""
+        for segment in stack.segments:
+            self.release(segment)
 
     def release(self, segment: Segment) -> None:
         """Gives up one use; the last one unmaps the segment."""
@@ -92,16 +124,27 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 class Generation:
     """An open generation. Close it when nothing reads it any more.
 
+    Its rows are numbered through all of its segments, dead ones too: see `store.stack`.
+
     Args:
         manifest: what it is.
         pool: the process's open segments.
+
+    Raises:
+        CorruptError: a segment is not what the manifest says, or they are not as many documents as it says.
     """
 
     def __init__(self, manifest: Manifest, pool: SegmentPool) -> None:
         self.manifest, self.name = manifest, manifest.name
         self.codec = codec(manifest.encoding, manifest.dimension, fixed_step=manifest.fixed_step)
         self._pool = pool
-        self.segment = pool.acquire(manifest.segments[0], self.codec, manifest.id_type)
+        self.stack = pool.stack(manifest, manifest.segments)
+        if self.stack.documents != manifest.documents:
+            self.close()
+            raise CorruptError(
+                f"generation {self.name} says that it has {manifest.documents:,} documents, its segments have "
+                f"{self.stack.documents:,}: it was written wrong; {REMEDY}"
+            )
 
     def locate(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> Located:
         """Finds documents by id: strings, or a u64 array where the store's ids are integers.
@@ -109,33 +152,49 @@ class Generation:
         Raises:
             IdTypeError: ids of the other type.
         """
+        rows, found = self.stack.find(self._keys(ids))
+        return Located(found, rows if found.all() else rows[found])
+
+    def _keys(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> Keys:
         integers = isinstance(ids, np.ndarray)
         if integers != (self.manifest.id_type == "integer"):
             raise IdTypeError(f"the ids of this store are {self.manifest.id_type}s, the ones asked for are not")
-        keys = (
-            integer_keys(ids, self.manifest.seed)
-            if isinstance(ids, np.ndarray)
-            else string_keys(ids, self.manifest.seed)
-        )
-        rows, found = self.segment.index.find(keys)
-        return Located(found, rows if found.all() else rows[found])
+        if isinstance(ids, np.ndarray):
+            return integer_keys(ids, self.manifest.seed)
+        return string_keys(ids, self.manifest.seed)
 
     def read(self, located: Located) -> Floats:
         """Embeddings of the documents found: float32 [F, D]."""
-        return self.segment.read(located.rows)
+        return self.stack.read(located.rows)
+
+    def read_rows(self, rows_N: npt.NDArray[np.int64]) -> Floats:
+        """Embeddings of rows: float32 [N, D]."""
+        return self.stack.read(rows_N)
+
+    def times(self, located: Located) -> npt.NDArray[np.int64]:
+        """Source times of the documents found, in milliseconds since the Unix epoch: i64 [F]."""
+        return self.stack.times(located.rows)
+
+    def deleted(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which ids have a tombstone: they were here until a delta deleted them. bool [N]. Compaction forgets them."""
+        return self.stack.tombstones(self._keys(ids))
 
     def warm(self) -> None:
         """Maps every page, so that no request pays for it."""
-        self.segment.touch()
+        self.stack.touch()
 
-    def scan(self, block: int) -> Iterator[tuple[int, Floats]]:
-        """Every row in blocks: the number of a block's first row, and its embeddings float32 [≤ block, D]."""
-        return self.segment.scan(block)
+    def scan(self, block: int) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+        """Every document, in blocks: their rows i64 [R], R ≤ block, and their embeddings float32 [R, D]."""
+        return self.stack.scan(block)
+
+    def rows_at(self, places_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows i64 [N] of the documents at some places, from 0 to the number of documents − 1: for samples of them."""
+        return self.stack.rows_at(places_N)
 
     def ids(self, rows: npt.NDArray[np.int64]) -> list[str] | list[int]:
         """The ids of rows."""
-        return self.segment.ids.take(rows)
+        return self.stack.ids(rows)
 
     def close(self) -> None:
         """Gives the segments back; nothing may be reading them."""
-        self._pool.release(self.segment)
+        self._pool.release_all(self.stack)

@@ -1,6 +1,7 @@
 """A segment: an immutable LMDB environment whose values are a few large arrays, read in place through its map.
 
-Shapes: n rows of the segment, N rows asked for, D dimension. Arrays that point into the map never leave this package.
+Shapes: n rows of the segment, t tombstones, N rows asked for, D dimension. Arrays that point into the map never leave
+this package.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from store.manifest import IdType, SegmentEntry
 
 Bytes = npt.NDArray[np.uint8]
 
+_CHUNK = 1 << 10  # ids at a time: of the longest ids, half a megabyte of text and 12 of places
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ids:
@@ -44,12 +47,34 @@ class Ids:
         starts, ends = self.offsets[rows_N].tolist(), self.offsets[rows_N + 1].tolist()
         return [self.text[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 
+    def subset(self, rows_N: npt.NDArray[Any]) -> Ids:
+        """The ids of some rows, in their order, copied."""
+        if self.numbers is not None:
+            return Ids(numbers=self.numbers[rows_N])
+        assert self.offsets is not None
+        assert self.text is not None
+        offsets = np.zeros(len(rows_N) + 1, dtype=fmt.U64)
+        offsets[1:] = self.offsets[1:][rows_N]
+        offsets[1:] -= self.offsets[rows_N]
+        np.cumsum(offsets, out=offsets)
+        text = np.empty(int(offsets[-1]), dtype=np.uint8)
+        for first in range(0, len(rows_N), _CHUNK):
+            cuts = offsets[first : first + _CHUNK + 1]
+            # Byte k of the copy comes from its id's start in `text` plus its place within the id.
+            shift = np.repeat(self.offsets[rows_N[first : first + _CHUNK]] - cuts[:-1], np.diff(cuts).astype(np.int64))
+            begin, end = int(cuts[0]), int(cuts[-1])
+            text[begin:end] = self.text[shift + np.arange(begin, end, dtype=fmt.U64)]
+        return Ids(offsets=offsets, text=text)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """What a segment holds beside its vectors: see `store.format`. `keys` u64 [n] are in the order of the rows."""
+    """What a segment holds beside its vectors: see `store.format`. `keys` u64 [n] are in the order of the rows,
+    `deleted` u64 [t] are those that have a tombstone instead of one.
+    """
 
     keys: Keys
+    deleted: Keys
     ids: Ids
     digests: npt.NDArray[np.void]
     times: npt.NDArray[np.int64]
@@ -69,8 +94,10 @@ def write_segment(directory: Path, vectors_nD: Rows, columns: Columns, *, part_b
         columns: all else, parallel to the rows.
         part_bytes: largest value; only tests set it.
     """
-    rows = np.argsort(columns.keys, kind="stable").astype(fmt.U32)
-    keys = columns.keys[rows]
+    keys = np.concatenate([columns.keys, columns.deleted]) if len(columns.deleted) else columns.keys
+    rows = np.argsort(keys, kind="stable").astype(fmt.U32)
+    keys = keys[rows]
+    rows[rows >= len(vectors_nD)] = fmt.TOMBSTONE
     rows_per_part = max(1, part_bytes // (vectors_nD.shape[1] * vectors_nD.itemsize))
     parts = range(0, len(vectors_nD), rows_per_part)
     databases: Mapping[bytes, dict[bytes, npt.NDArray[Any] | None]] = {
@@ -154,6 +181,7 @@ class Segment:
 
     def _read_arrays(self, id_type: IdType) -> None:
         n, row_bytes = self.entry.documents, self.codec.row_bytes
+        count_keys = n + self.entry.deleted
         vectors = self._env.open_db(fmt.VECTORS, txn=self._transaction, create=False)
         count = self._transaction.stat(vectors)["entries"]
         parts = [self._array(vectors, fmt.part_key(part), self.codec.dtype) for part in range(count)]
@@ -164,11 +192,14 @@ class Segment:
             raise ValueError(f"its vectors are {sum(lengths)} rows of {row_bytes} bytes, not {n}")
 
         index = self._env.open_db(fmt.INDEX, txn=self._transaction, create=False)
-        keys = self._array(index, fmt.KEYS, fmt.U64, n)
-        rows = self._array(index, fmt.ROWS, fmt.U32, n)
-        buckets = self._array(index, fmt.BUCKETS, fmt.U32, (1 << n.bit_length()) + 1)
-        if rows.max() >= n or buckets[-1] != n:
+        keys = self._array(index, fmt.KEYS, fmt.U64, count_keys)
+        rows = self._array(index, fmt.ROWS, fmt.U32, count_keys)
+        buckets = self._array(index, fmt.BUCKETS, fmt.U32, (1 << count_keys.bit_length()) + 1)
+        # A row number beyond n is none but a tombstone's, of which there are as many as the manifest says.
+        if np.count_nonzero(rows < n) != n or np.count_nonzero(rows == fmt.TOMBSTONE) != count_keys - n:
             raise ValueError("its index points outside its rows")
+        if buckets[-1] != count_keys:
+            raise ValueError("its buckets do not fit its index")
         self.index = Index(keys, rows, buckets)
 
         documents = self._env.open_db(fmt.DOCUMENTS, txn=self._transaction, create=False)
@@ -191,6 +222,14 @@ class Segment:
         if count is not None and len(array) != count:
             raise ValueError(f"its {key.decode()} are {len(array)}, not {count}")
         return array
+
+    def keys(self) -> Keys:
+        """The document key of each row: u64 [n], made anew."""
+        keys, rows, _ = self.index.arrays
+        there = rows != fmt.TOMBSTONE
+        keys_n = np.empty(self.entry.documents, fmt.U64)
+        keys_n[rows[there]] = keys[there]
+        return keys_n
 
     def raw(self, rows_N: npt.NDArray[Any]) -> tuple[Rows, Floats | None]:
         """Stored rows [N, D] and their scales [N] or None, copied."""
@@ -220,8 +259,8 @@ class Segment:
 
     def touch(self) -> None:
         """Reads a byte of every page that lookups use."""
-        for array in (*self._parts, *self.index.arrays):
-            array.reshape(-1).view(np.uint8)[::PAGESIZE].max()
+        for array in (*self._parts, *self.index.arrays, self.times):
+            array.reshape(-1).view(np.uint8)[::PAGESIZE].max(initial=0)  # of deletions only, some are empty
 
     def close(self) -> None:
         """Unmaps the segment; nothing may be reading it."""

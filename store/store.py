@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from store.delta import DeltaWriter
 from store.encoding import codec
 from store.errors import StoreError
 from store.files import require_store, sync_directory
 from store.format import BUILDING, GENERATIONS, SEGMENTS
-from store.manifest import IdType, Manifest, generation_names, read_current, read_manifest
+from store.manifest import IdType, Manifest, SegmentEntry, generation_names, read_current, read_manifest
 from store.reader import Generation, SegmentPool
+from store.stack import Stack
 from store.writer import Writer
 
 
@@ -77,6 +81,19 @@ class Store:
         """
         return Generation(self.manifest(name), self._pool)
 
+    @contextlib.contextmanager
+    def stack(self, manifest: Manifest, entries: Sequence[SegmentEntry]) -> Iterator[Stack]:
+        """Some neighbouring segments of a generation, newest first, checked and open.
+
+        Raises:
+            CorruptError: one of them is not what the manifest says.
+        """
+        stack = self._pool.stack(manifest, entries)
+        try:
+            yield stack
+        finally:
+            self._pool.release_all(stack)
+
     def writer(
         self,
         *,
@@ -87,8 +104,9 @@ class Store:
         fixed_step: bool,
         id_type: IdType,
         software: str,
+        delta: bool = False,
     ) -> Writer:
-        """Begins a full refresh: see `store.writer`.
+        """Begins a refresh: see `store.writer` and `store.delta`.
 
         Args:
             fingerprint: of what shapes the embeddings.
@@ -98,9 +116,12 @@ class Store:
             fixed_step: whether embeddings stay in [-1, 1] by construction (the tower ends in tanh).
             id_type: what ids are; must be the store's, if it has a generation.
             software: name and version of the program, for the manifest.
+            delta: change the current generation, which must have the same kind of rows, with a `DeltaWriter`; else
+                replace it.
         """
         rows = codec(encoding, dimension, fixed_step=fixed_step)
-        self.create()
+        if not delta:
+            self.create()
         template = Manifest(
             number=0,
             id_type=id_type,
@@ -118,4 +139,4 @@ class Store:
             quality={},
             writer=software,
         )
-        return Writer(self.path, self._pool, template, rows)
+        return (DeltaWriter if delta else Writer)(self.path, self._pool, template, rows)

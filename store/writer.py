@@ -6,6 +6,8 @@ with store.writer(...) as writer:
     with writer.seal() as generation: ...         # durable, not yet published: the caller can check it
     name = writer.publish(quality)                # replaces CURRENT
 
+`store.delta` is the other kind of refresh.
+
 Memory: 24 bytes a document while they are added; while they are sealed 66, and the text of their ids; all the while 20
 for each row that can be reused, of the current generation and of an interrupted build.
 """
@@ -35,15 +37,14 @@ from store.format import DATA, DIGEST, GENERATIONS, SEGMENTS
 from store.manifest import (
     Manifest,
     SegmentEntry,
-    generation_names,
-    generation_number,
+    next_number,
     read_current,
     read_manifest,
     write_current,
     write_manifest,
 )
 from store.reader import Generation, SegmentPool
-from store.segment import Columns, Segment, write_segment
+from store.segment import Columns, write_segment
 
 _GATHER_ROWS = 1 << 16
 
@@ -64,14 +65,17 @@ class Writer:
         codec: how rows are stored.
 
     Attributes:
-        damage: why rows of the current generation cannot be reused, if it is damaged; a refresh mends the store.
+        damage: why rows of the current generation cannot be reused, if it is damaged; a full refresh mends the store.
         duplicates: documents whose id came again later in the input; known once sealed.
     """
+
+    _kind = "refresh"
 
     def __init__(self, store: Path, pool: SegmentPool, template: Manifest, codec: Codec) -> None:
         self._store, self._pool, self._template, self._codec = store, pool, template, codec
         self._exit = contextlib.ExitStack()
-        self._reused: Segment | None = None
+        self._current: Generation | None = None  # whose rows can be reused
+        self._reusable: list[DigestIndex] = []  # of each of its segments
         self.damage: CorruptError | None = None
         self.duplicates = 0
 
@@ -83,9 +87,9 @@ class Writer:
             IdTypeError: the store has ids of another type.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self._store, f"a refresh of model {self._template.model[:12]}"))
+            stack.enter_context(locked(self._store, f"a {self._kind} of model {self._template.model[:12]}"))
             self._follow_current(stack)
-            self._building = Building(self._store, self._codec, self._template.fingerprint)
+            self._building = Building(self._store, self._codec, self._template.fingerprint, self._kind)
             stack.callback(self._building.close)
             self._documents = Documents(self._building.path, self._template.id_type, self._template.seed)
             stack.callback(self._documents.close)
@@ -101,20 +105,27 @@ class Writer:
         except (CorruptError, GenerationNotFoundError) as error:
             self.damage = CorruptError(str(error))
             return
-        if manifest.id_type != self._template.id_type:
-            raise IdTypeError(
-                f"the ids of {self._store} are {manifest.id_type}s, not {self._template.id_type}s; "
-                "a store keeps its id type: make another store"
-            )
+        self._require_id_type(manifest)
         self._template = dataclasses.replace(self._template, parent=manifest.name, seed=manifest.seed)
         try:
             current = stack.enter_context(contextlib.closing(Generation(manifest, self._pool)))
         except CorruptError as error:
             self.damage = error
             return
-        if _rows_depend_on(manifest) == _rows_depend_on(self._template):
-            self._reused = current.segment
-            self._reusable = DigestIndex(current.segment.digests)
+        if rows_depend_on(manifest) == rows_depend_on(self._template):
+            self._reuse(current)
+
+    def _require_id_type(self, manifest: Manifest) -> None:
+        if manifest.id_type != self._template.id_type:
+            raise IdTypeError(
+                f"the ids of {self._store} are {manifest.id_type}s, not {self._template.id_type}s; "
+                "a store keeps its id type: make another store"
+            )
+
+    def _reuse(self, current: Generation) -> None:
+        """Lets rows be reused, dead ones too: a row depends on its text only."""
+        self._current = current
+        self._reusable = [DigestIndex(segment.digests) for segment in current.stack.segments]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -129,12 +140,12 @@ class Writer:
             Which of the batch were added, [N]; the caller encodes and adds the others.
         """
         rows_N = self._building.known.find(batch.digests)
-        if self._reused is not None:
+        for segment, index in zip(self._current.stack.segments if self._current else (), self._reusable, strict=True):
             missing_N = np.flatnonzero(rows_N < 0)
-            stored = self._reusable.find(batch.digests[missing_N])
+            stored = index.find(batch.digests[missing_N])
             missing_N, stored = missing_N[stored >= 0], stored[stored >= 0]
             if len(stored):
-                first = self._building.append(batch.digests[missing_N], *self._reused.raw(stored))
+                first = self._building.append(batch.digests[missing_N], *segment.raw(stored))
                 rows_N[missing_N] = np.arange(first, first + len(stored))
         known_N = rows_N >= 0
         if known_N.any():
@@ -172,20 +183,26 @@ class Writer:
         self._building.sync()
         resolved = self._documents.resolve()
         self.duplicates = resolved.duplicates
+        with self._sealed(resolved, (), int(resolved.times.max())) as generation:
+            yield generation
+
+    @contextlib.contextmanager
+    def _sealed(self, resolved: Resolved, below: tuple[SegmentEntry, ...], watermark_ms: int) -> Iterator[Generation]:
+        """The generation of a new segment over those that are there."""
         segment_id = uuid.uuid4().hex
         self._exit.callback(self._remove_unpublished, segment_id)
-        documents = len(resolved.rows)
-        with reporting_full_disk(self._store, documents * self._codec.row_bytes):
+        rows = len(resolved.rows)
+        with reporting_full_disk(self._store, rows * self._codec.row_bytes):
             file = self._write_segment(segment_id, resolved)
-        numbers = [generation_number(name) for name in generation_names(self._store)]
+        entry = SegmentEntry(id=segment_id, documents=rows, deleted=len(resolved.deleted), file=file)
         self._template = dataclasses.replace(
             self._template,
-            number=max(numbers, default=0) + 1,
+            number=next_number(self._store),
             seed=resolved.seed,
-            documents=documents,
-            segments=(SegmentEntry(id=segment_id, documents=documents, deleted=0, file=file),),
+            documents=resolved.documents,
+            segments=(entry, *below),
             created_ms=time.time_ns() // 1_000_000,
-            watermark_ms=int(resolved.times.max()),
+            watermark_ms=watermark_ms,
         )
         generation = Generation(self._template, self._pool)
         try:
@@ -212,14 +229,7 @@ class Writer:
         return self._template.name
 
     def _remove_unpublished(self, segment_id: str) -> None:
-        name = self._template.name
-        with contextlib.suppress(NoGenerationError, CorruptError):
-            if read_current(self._store) == name:  # also where only what comes after its replacement failed
-                return
-        manifest = self._store / GENERATIONS / f"{name}.json"
-        manifest.unlink(missing_ok=True)
-        sync_directory(manifest.parent)
-        shutil.rmtree(self._store / SEGMENTS / segment_id, ignore_errors=True)
+        remove_unpublished(self._store, self._template.name, segment_id)
 
     def _write_segment(self, segment_id: str, resolved: Resolved) -> FileEntry:
         draft, final = self._building.path / "segment", self._store / SEGMENTS / segment_id
@@ -229,6 +239,7 @@ class Writer:
             entries = self._building.entries()
             columns = Columns(
                 keys=resolved.keys,
+                deleted=resolved.deleted,
                 ids=resolved.ids,
                 digests=entries["digest"][resolved.rows],
                 times=resolved.times,
@@ -258,5 +269,17 @@ class Writer:
         return np.memmap(path, self._codec.dtype, "r", shape=(n, self._codec.dimension))
 
 
-def _rows_depend_on(manifest: Manifest) -> tuple[str, str, bool, int]:
+def remove_unpublished(store: Path, name: str, segment_id: str) -> None:
+    """Removes a generation's manifest and its newest segment, unless it is the current one."""
+    with contextlib.suppress(NoGenerationError, CorruptError):
+        if read_current(store) == name:  # also where only what comes after its replacement failed
+            return
+    manifest = store / GENERATIONS / f"{name}.json"
+    manifest.unlink(missing_ok=True)
+    sync_directory(manifest.parent)
+    shutil.rmtree(store / SEGMENTS / segment_id, ignore_errors=True)
+
+
+def rows_depend_on(manifest: Manifest) -> tuple[str, str, bool, int]:
+    """What a row depends on beside its text."""
     return manifest.fingerprint, manifest.encoding, manifest.fixed_step, manifest.dimension

@@ -65,10 +65,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(command: str, bundle: Path, store: Path, *options: str) -> Iterator[Server]:
-    """`twinbert serve` or `twinbert encoder` on free ports."""
-    words = [COMMAND, command, "--bundle", str(bundle), "--store", str(store), "--address", "127.0.0.1:0"]
-    words += ["--metrics-port", "0", *options]
+def running(command: str, bundle: Path | None, store: Path, *options: str) -> Iterator[Server]:
+    """`twinbert serve` or `twinbert encoder` on free ports; without a bundle the options say where there are some."""
+    words = [COMMAND, command, "--store", str(store), "--address", "127.0.0.1:0", "--metrics-port", "0", *options]
+    words += ["--bundle", str(bundle)] if bundle else []
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
     server = Server(process)

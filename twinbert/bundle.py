@@ -14,10 +14,12 @@ sha256 of what shapes stored document embeddings: embeddings and crossings of un
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +33,13 @@ Tower = Literal["query", "document"]
 TOWERS: tuple[Tower, ...] = ("query", "document")
 
 _REMEDY = "copy or export the bundle again"
+_NAMES_SHOWN = 10
+
+# Larger than any model has, and small enough that arrays of these sizes can be made.
+_MOST_DIMENSION = _MOST_TOKENS = 1 << 16
+
+# Of bundle.json, which takes kilobytes.
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +117,34 @@ class Bundle:
         _check_files(bundle, verify=verify)
         return bundle
 
+    @classmethod
+    def of_model(cls, folder: Path, model: str) -> Bundle:
+        """Opens and verifies the bundle of a model among those of a folder; what the others are does not matter.
+
+        Raises:
+            BundleError: the folder does not have it, or it is damaged.
+        """
+        there = _models(folder)
+        if model not in there:
+            known = ", ".join(f"{path.name} ({digest[:12]})" for digest, path in [*there.items()][:_NAMES_SHOWN])
+            raise BundleError(f"{folder}: no bundle here is model {model}; there is {known or 'none'}: copy it here")
+        bundle = cls.open(there[model])
+        if bundle.model != model:
+            raise BundleError(f"{bundle.path}: was replaced while it was opened; try again")
+        return bundle
+
+    @cached_property
+    def query_digest(self) -> str:
+        """Of what shapes query embeddings, 64 hex digits: bundles that share it encode a query alike."""
+        tower = self.towers["query"]
+        shaping = {
+            "query_onnx": self.sha256(tower.file),
+            "tokenizer": self.sha256(self.tokenizer.file),
+            "kind": self.tokenizer.kind,
+            "max_tokens": tower.max_tokens,
+        }
+        return _canonical_digest(shaping)
+
     @property
     def calibrated(self) -> bool:
         """Whether the default crossing's probabilities were calibrated."""
@@ -152,7 +189,7 @@ def fingerprint(
         "normalisation": normalisation,
         "dimension": dimension,
     }
-    return hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _canonical_digest(shaping)
 
 
 def to_json(configuration: Mapping[str, Any]) -> bytes:
@@ -166,15 +203,37 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def _canonical_digest(shaping: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _models(folder: Path) -> dict[str, Path]:
+    """The bundles of a folder that can be read, by model, none of them verified; of equal ones the first by name."""
+    if (folder / BUNDLE_JSON).exists():
+        raise BundleError(f"{folder}: is a bundle, not a folder of bundles; name its parent, or use it as --bundle")
+    try:
+        paths = sorted(folder.iterdir(), reverse=True)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read: {error.strerror}; name a folder of bundles") from error
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # a file, a folder of something else, or one that others may read
+            found[hashlib.sha256((path / BUNDLE_JSON).read_bytes()).hexdigest()] = path
+    return found
+
+
 def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
     path = directory / BUNDLE_JSON
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         missing = "has no bundle.json, so it is no bundle" if directory.is_dir() else "does not exist"
         raise BundleError(f"{directory}: {missing}; `twinbert bundle import` makes one") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise BundleError(f"{path}: has over {_MOST_BYTES:,} bytes, so it is no bundle.json; {_REMEDY}")
     return content, parse_json(path, content, dict, remedy=_REMEDY)
 
 
@@ -192,7 +251,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
 
     tokenizer = fields.fields("tokenizer")
     towers = {
-        name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens"))
+        name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens", most=_MOST_TOKENS))
         for name, entry in ((name, fields.fields("towers").fields(name)) for name in TOWERS)
     }
     crossings = fields.mapping(
@@ -202,7 +261,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         path=directory,
         model=model,
         fingerprint=fields.text("fingerprint"),
-        dimension=fields.count("dimension"),
+        dimension=fields.count("dimension", most=_MOST_DIMENSION),
         pooling=fields.choice("pooling", "cls", "weighted"),
         normalisation=fields.choice("normalisation", "l2", "none"),
         activation=fields.choice("activation", "tanh", "none"),

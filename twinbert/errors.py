@@ -7,8 +7,13 @@
     │   └── ExportError       a bundle could not be made, or differs from its model
     ├── CrossingMissingError  the bundle lacks the crossing layer asked for
     ├── MismatchError         two things that must not be mixed
+    ├── DriftError            a generation differs from the one in service by more than is allowed
     ├── UnavailableError      not now: starting, draining
-    ├── QueueFullError        not now: too much is waiting
+    ├── BusyError             not now
+    │   ├── QueueFullError    too much is waiting
+    │   └── DeadlineError     what is waiting takes longer than the caller waits
+    ├── UnauthenticatedError  the caller does not say who it is
+    ├── ForbiddenError        the caller lacks the right
     ├── UnsupportedError      this version, or this bundle, cannot
     └── RemoteError           (client) the server answered with an error
 
@@ -65,20 +70,51 @@ class MismatchError(TwinbertError):
     reason = "FINGERPRINT_MISMATCH"
 
 
+class DriftError(TwinbertError):
+    """A generation lost documents, or scores otherwise than the one in service, by more than a limit."""
+
+    reason = "GENERATION_DRIFT"
+
+
 class UnavailableError(TwinbertError):
     """The server is starting or draining."""
 
     reason = "UNAVAILABLE"
 
 
-class QueueFullError(TwinbertError):
-    """Too much is waiting; `retry_after_s` is when to try again, in seconds."""
+class BusyError(TwinbertError):
+    """Not now: `what` is scarce, for the metric of refusals; `retry_after_s` is when to try again, in seconds."""
+
+    reason = "BUSY"
+
+    def __init__(self, message: str, retry_after_s: float, *, what: str) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.what = what
+
+
+class QueueFullError(BusyError):
+    """Too much is waiting."""
 
     reason = "QUEUE_FULL"
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+
+class DeadlineError(BusyError):
+    """The caller's time would run out before the answer is there."""
+
+    reason = "DEADLINE_UNREACHABLE"
+
+
+class UnauthenticatedError(TwinbertError):
+    """The caller shows no token, or one that the server does not know."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class ForbiddenError(TwinbertError):
+    """The caller is known, and lacks the right to do this."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class UnsupportedError(TwinbertError):
@@ -88,9 +124,16 @@ class UnsupportedError(TwinbertError):
 
 
 class RemoteError(TwinbertError):
-    """A server answered with an error. `code` is the gRPC status code's name."""
+    """A server answered with an error.
 
-    def __init__(self, code: str, reason: str, message: str) -> None:
+    Attributes:
+        code: the gRPC status code's name.
+        reason: from `ErrorInfo`, else the code.
+        request_id: by which the server's log knows the request; empty where the server was not reached.
+    """
+
+    def __init__(self, code: str, reason: str, message: str, *, request_id: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.request_id = request_id

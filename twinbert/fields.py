@@ -72,12 +72,12 @@ class Fields:
             return value
         raise self._wrong(name, "true or false")
 
-    def count(self, name: str, *, above: int = 0) -> int:
+    def count(self, name: str, *, above: int = 0, most: int | None = None) -> int:
         """A whole number."""
         value = self._content.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > above:
+        if isinstance(value, int) and not isinstance(value, bool) and value > above and (most is None or value <= most):
             return value
-        raise self._wrong(name, f"a whole number above {above}")
+        raise self._wrong(name, f"a whole number above {above}" + (f" and at most {most}" if most else ""))
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number; without `default` the field has to be there."""

@@ -5,6 +5,7 @@ Shapes: Q queries, N texts or pairs, B texts in one run, L tokens, D dimension.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,10 @@ class Runtime:
             for tower in towers
         }
         self._crossings = {name: session(entry.file) for name, entry in bundle.crossings.items()}
+        for tower, opened in self._towers.items():
+            _require(bundle, bundle.towers[tower].file, opened.session, {"input_ids", "attention_mask"}, "embeddings")
+        for name, crossing in self._crossings.items():
+            _require(bundle, bundle.crossings[name].file, crossing, {"queries", "documents", "task"}, "scores")
 
     def max_tokens(self, tower: Tower) -> int:
         """Tokens that a tower reads, special tokens included."""
@@ -140,6 +145,18 @@ class _Tower:
     session: onnxruntime.InferenceSession
 
 
+def _require(bundle: Bundle, file: str, session: onnxruntime.InferenceSession, inputs: set[str], output: str) -> None:
+    """Raises unless a graph is what bundle.json takes it for."""
+    found, shapes = {one.name for one in session.get_inputs()}, {one.name: one.shape for one in session.get_outputs()}
+    width = shapes[output][-1] if output in shapes else None
+    as_stated = width == bundle.dimension or output != "embeddings" or isinstance(width, str)
+    if found != inputs or output not in shapes or not as_stated:
+        raise BundleError(
+            f"{bundle.path / file}: has inputs {', '.join(sorted(found))} and outputs {shapes}, and bundle.json wants "
+            f"{', '.join(sorted(inputs))} and {output} of dimension {bundle.dimension}; export the bundle again"
+        )
+
+
 def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -152,9 +169,12 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # fatal only: errors are raised
+    # A model can name other files that hold its weights, anywhere. None of ours does, and no checksum would cover them:
+    # loaded from bytes, with nothing where such files would be, none is ever read.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except (OSError, *_LOAD_ERRORS) as error:
         raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from error
 
 

@@ -4,7 +4,7 @@ bytes ─► lines, or batches of Parquet ─► rows ─► documents and rejec
 source   lines, parquet                          document
 """
 
-from encoder_server.documents.document import Document, Rejection
+from encoder_server.documents.document import Deletion, Document, Rejection
 from encoder_server.documents.source import DocumentSource
 
-__all__ = ["Document", "DocumentSource", "Rejection"]
+__all__ = ["Deletion", "Document", "DocumentSource", "Rejection"]

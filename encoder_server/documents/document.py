@@ -46,6 +46,13 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """A document that a delta deletes; `key` is its id, as a document's."""
+
+    key: str | int
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """A document that was left out.
 
@@ -176,12 +183,13 @@ def document_time_ms(row: Row) -> int | None:
     return round(time * 1000)
 
 
-def require_kept(row: Row) -> None:
-    """Raise InvalidValueError if the row deletes its document."""
-    if row.deleted is True:
-        raise InvalidValueError('"deleted" is true: a deletion needs a delta refresh, a full one just leaves it out')
-    if row.deleted is not None and row.deleted is not False:
+def is_deletion(row: Row, *, delta: bool) -> bool:
+    """Whether the row deletes its document, which it can only in a delta."""
+    if row.deleted is not None and not isinstance(row.deleted, bool):
         raise InvalidValueError(f'"deleted" is neither true nor false: {reprlib.repr(row.deleted)}')
+    if row.deleted and not delta:
+        raise InvalidValueError('"deleted" is true: a deletion needs a delta refresh, a full one just leaves it out')
+    return bool(row.deleted)
 
 
 def _utf8_size(text: str, what: str) -> int:

@@ -15,6 +15,7 @@ from encoder_server.documents.document import (
     DEFAULT_TIME_COLUMN,
     ID_TYPES,
     Columns,
+    Deletion,
     Document,
     InvalidValueError,
     Rejection,
@@ -24,7 +25,7 @@ from encoder_server.documents.document import (
     document_key,
     document_text,
     document_time_ms,
-    require_kept,
+    is_deletion,
 )
 from encoder_server.documents.lines import BOM, read_jsonl, read_tsv
 from twinbert.errors import UsageError
@@ -40,7 +41,8 @@ _NAMES_SHOWN = 10
 
 
 class DocumentSource:
-    """The documents of a refresh, in the order of the input: each a Document, or a Rejection that says why it is none.
+    """The documents of a refresh, in the order of the input: each a Document, or a Rejection that says why it is none;
+    in a delta also a Deletion, where `deleted` is true.
 
     The heads of all files are read on construction, so that a wrong column is found before anything is encoded.
 
@@ -53,10 +55,11 @@ class DocumentSource:
         time_column: The one that holds the time, RFC 3339 or Unix seconds. If it is the default, it may be absent.
         id_type: "string", "integer", or "auto": in Parquet that of the column, in TSV string, in JSON Lines that of the
             first good document. No id is converted, except that TSV writes integers as text.
+        delta: Whether the input is what changed, which may be nothing.
 
     Raises:
         UsageError: A setting, the input as a whole or the head of a file is wrong. While iterating: a file is damaged,
-            or there is no document at all.
+            or there is no document at all and that is no delta.
     """
 
     def __init__(
@@ -68,13 +71,14 @@ class DocumentSource:
         text_columns: Sequence[str] = ("text",),
         time_column: str = DEFAULT_TIME_COLUMN,
         id_type: str = "auto",
+        delta: bool = False,
     ) -> None:
         _require_known("format", format, ("auto", *FORMATS))
         _require_known("id type", id_type, ("auto", *ID_TYPES.values()))
         if not text_columns:
             raise UsageError("no text column is named: name at least one with --text-column")
         self._name = str(path)
-        self._format = format
+        self._format, self._delta = format, delta
         self._columns = Columns(id_column, tuple(text_columns), time_column)
         self._tsv_id_type = "integer" if id_type == "integer" else "string"
         self._id_type = None if id_type == "auto" else id_type
@@ -105,7 +109,7 @@ class DocumentSource:
         """Type of the ids, "string" or "integer"; None until it is known."""
         return self._id_type
 
-    def __iter__(self) -> Iterator[Document | Rejection]:
+    def __iter__(self) -> Iterator[Document | Deletion | Rejection]:
         position = 0
         self._bytes_before = self._bytes_here = 0
         for source in self._inputs:
@@ -115,18 +119,21 @@ class DocumentSource:
                     position += 1
             self._bytes_before += self._bytes_here
             self._bytes_here = 0
-        if not position:
+        if not position and not self._delta:
             raise UsageError(f"{self._name}: there is no document in it")
 
-    def _judged(self, row: Row | UnreadableRow, name: str, position: int) -> Document | Rejection:
+    def _judged(self, row: Row | UnreadableRow, name: str, position: int) -> Document | Deletion | Rejection:
         if isinstance(row, UnreadableRow):
             return Rejection(f"{name}:{row.number}", position, "", row.reason)
         document_id = ""
         try:
             key = document_key(row, self._columns, self._id_type)
             document_id = str(key)
-            require_kept(row)
-            document = Document(key, document_text(row, self._columns), document_time_ms(row))
+            document: Document | Deletion
+            if is_deletion(row, delta=self._delta):
+                document = Deletion(key)
+            else:
+                document = Document(key, document_text(row, self._columns), document_time_ms(row))
         except InvalidValueError as error:
             return Rejection(f"{name}:{row.number}", position, document_id, str(error))
         if self._id_type is None:
@@ -153,6 +160,8 @@ class DocumentSource:
         if plain.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
             stream = io.BufferedReader(gzip.GzipFile(fileobj=plain, mode="rb"), _BUFFER_BYTES)
         head = stream.peek(1)
+        if not head and self._delta:
+            return Table(None, iter(()))
         format_ = self._format
         if format_ == "auto":
             format_ = _format_by_name(source.name) or _format_by_head(source.name, head)

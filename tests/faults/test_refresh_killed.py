@@ -34,7 +34,8 @@ def corpus(version: int) -> dict[str, str]:
 
 def start(bundle: Path, store: Path, documents: Path) -> subprocess.Popen[str]:
     """`twinbert refresh`, as far as having opened the bundle."""
-    words = ["refresh", "--bundle", str(bundle), "--store", str(store), "--documents", str(documents)]
+    # --force: nearly all texts change from version to version, which the swap gate may refuse.
+    words = ["refresh", "--bundle", str(bundle), "--store", str(store), "--documents", str(documents), "--force"]
     process = subprocess.Popen([COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(process, "started")
     return process

@@ -67,8 +67,8 @@ class connected:  # noqa: N801
         self._channel.close()
 
 
-def start(encoding: pb.Encoding = pb.ENCODING_UNSPECIFIED) -> pb.RefreshRequest:
-    return pb.RefreshRequest(start=pb.RefreshStart(mode=pb.REFRESH_MODE_FULL, encoding=encoding))
+def start(encoding: pb.Encoding = pb.ENCODING_UNSPECIFIED, *, force: bool = False) -> pb.RefreshRequest:
+    return pb.RefreshRequest(start=pb.RefreshStart(mode=pb.REFRESH_MODE_FULL, encoding=encoding, force=force))
 
 
 def batch(*documents: pb.Document) -> pb.RefreshRequest:
@@ -225,7 +225,7 @@ def test_a_stream_without_commit_publishes_nothing(tiny_bundle: Path, store: Pat
         assert server.wait_for("refresh_abandoned")["received"] == 1
         assert server.wait_for("refresh_abandoned")["received"] == 1
         assert Store(store).current() == published.generation
-        *_, last = stub.Refresh(iter([start(), batch(*documents({"a": "b"})), COMMIT]))
+        *_, last = stub.Refresh(iter([start(force=True), batch(*documents({"a": "b"})), COMMIT]))
         assert last.generation == Store(store).current()
         metrics = server.metrics()
         assert metrics['twinbert_encoder_refreshes_total{outcome="abandoned"}'] == 2
@@ -335,7 +335,7 @@ def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) ->
     with running("encoder", tiny_bundle, store) as server, connected(server) as stub:
         before = server.metrics()
         outcomes = {"documents": ("encoded", "reused", "rejected", "duplicate")}
-        outcomes["refreshes"] = ("published", "failed", "abandoned")
+        outcomes["refreshes"] = ("published", "refused", "failed", "abandoned")
         for name, values in outcomes.items():
             for outcome in values:
                 assert before[f'twinbert_encoder_{name}_total{{outcome="{outcome}"}}'] == 0

@@ -386,8 +386,10 @@ def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) ->
         assert metrics[f'twinbert_stage_duration_seconds_count{{stage="{stage}"}}'] == 0
     for status in ("ok", "not_found", "not_scored"):
         assert metrics[f'twinbert_candidates_total{{status="{status}"}}'] == 0
-    for name in ("queries_total", "query_cache_hits_total", "batch_queries_count", "queue_depth", "generation_refused"):
+    for name in ("queries_total", "query_cache_hits_total", "batch_queries_count", "queue_depth"):
         assert metrics[f"twinbert_{name}"] == 0
+    for reason in ("unverified", "bundle", "mismatch", "documents_lost", "error"):
+        assert metrics[f'twinbert_generation_refused{{reason="{reason}"}}'] == 0
     assert metrics["twinbert_documents"] == 300
     assert metrics["twinbert_generation_age_seconds"] >= 0
     assert sum(name.startswith("twinbert_generation_info{") for name in metrics) == 1
@@ -525,12 +527,17 @@ def test_a_generation_that_cannot_be_served_is_refused(
         event = server.wait_for("generation_refused")
         assert event["serving"] == first
         assert stub.Score(one_task("shoe", "a")).generation == first
-        assert server.metrics()["twinbert_generation_refused"] == 1
+        reason = "mismatch" if damage == "other" else "unverified"
+        series = f'twinbert_generation_refused{{reason="{reason}"}}'
+        assert (event["reason"], server.metrics()[series]) == (reason, 1)
+        refused = stub.Describe(pb.DescribeRequest()).refused
+        assert (refused.name, refused.reason, refused.message) == (event["refused"], reason, event["why"])
         (store / "CURRENT").write_text(f"{first}\n")
         mended = refresh(tiny_bundle, store, write_documents(tmp_path / "c.jsonl", {"a": "wood"}))
         server.wait_for("generation_swapped")
         assert stub.Score(one_task("shoe", "a")).generation == mended
-        assert server.metrics()["twinbert_generation_refused"] == 0
+        assert server.metrics()[series] == 0
+        assert not stub.Describe(pb.DescribeRequest()).HasField("refused")
 
 
 def published_by(bundle: Path, store: Path, folder: Path, damage: str) -> None:
@@ -609,6 +616,7 @@ def test_it_refuses_to_start_on_what_it_cannot_serve(
     data.write_bytes(content)
     assert str(data) in fails_to_start(tiny_bundle, copy)
     assert "no bundle" in fails_to_start(tmp_path, store)
+    assert "either --bundle, or --bundles" in fails_to_start(tiny_bundle, store, "--bundles", str(tmp_path))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:99999", ":50051", "unix:/tmp/x", "127.0.0.1:http"])

@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from store.changes import Clash
+from store.delta import DeltaWriter
 from store.documents import Batch
 from store.encoding import Floats
-from store.format import CURRENT, GENERATIONS, SEGMENTS, generation_name
+from store.format import COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
+from store.reader import Generation
 from store.store import Store
 from store.writer import Writer, digests
 
@@ -36,12 +39,23 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """What a delta is told of a document that is gone."""
+
+    id: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh did: the generation's name, the texts that it had to encode, and ids that came again."""
+    """What a refresh did: the generation's name, the texts that it had to encode, ids that came again, and for a delta
+    deletions of ids that were not there, and documents that were left out.
+    """
 
     name: str
     encoded: list[str]
     duplicates: int
+    absent: int = 0
+    clashes: tuple[Clash, ...] = ()
 
 
 def embeddings(texts: Sequence[str], dimension: int = DIMENSION) -> Floats:
@@ -107,6 +121,36 @@ def refresh(store: Store, chosen: Sequence[Document], *, order: Sequence[int] = 
         return Refreshed(into.publish({}), encoded, into.duplicates)
 
 
+def change(into: DeltaWriter, changes: Sequence[Document | Deletion]) -> list[str]:
+    """Adds changes to a delta, deletions before the documents that they come after: positions say what is later."""
+    gone = {place: one for place, one in enumerate(changes) if isinstance(one, Deletion)}
+    if gone:
+        into.delete([one.id for one in gone.values()], np.array([*gone]))
+    kept = {place: one for place, one in enumerate(changes) if isinstance(one, Document)}
+    batch = batch_of([*kept.values()], np.array([*kept], np.int64))
+    known = into.add_known(batch)
+    texts = [one.text for one, there in zip(kept.values(), known, strict=True) if not there]
+    if texts:
+        into.add(batch.take(~known), embeddings(texts))
+    return texts
+
+
+def delta_writer(store: Store, **settings: Any) -> DeltaWriter:
+    """A delta with the settings of these tests, unless others are given."""
+    made = writer(store, delta=True, **settings)
+    assert isinstance(made, DeltaWriter)
+    return made
+
+
+def delta(store: Store, changes: Sequence[Document | Deletion], **settings: Any) -> Refreshed:
+    """Publishes a delta."""
+    with delta_writer(store, **settings) as into:
+        encoded = change(into, changes)
+        with into.seal():
+            pass
+        return Refreshed(into.publish({}), encoded, into.duplicates, into.absent, into.clashes)
+
+
 def interrupt(store: Store, chosen: Sequence[Document], **settings: Any) -> list[str]:
     """Begins a refresh and leaves it; returns the texts that it encoded."""
     with writer(store, **settings) as into:
@@ -142,6 +186,47 @@ def holds(store: Store, chosen: Sequence[Document], name: str | None = None) -> 
     return count == len(chosen) and np.array_equal(found, embeddings([document.text for document in chosen]))
 
 
+def as_asked(ids: list[Any]) -> Any:
+    """Ids as readers ask for them."""
+    return np.array(ids, U64) if ids and isinstance(ids[0], int) else ids
+
+
+def assert_holds(generation: Generation, last: dict[Any, Document], absent: list[Any]) -> None:
+    """The generation is the dict: by id, by row, by place and by scan."""
+    manifest, ids = generation.manifest, list(last)
+    expected_ND = embeddings([document.text for document in last.values()])
+    step_N1 = _step_of((manifest.encoding, manifest.fixed_step), expected_ND)
+
+    asked = [id_ for pair in zip(ids, absent * len(ids), strict=False) for id_ in pair]
+    located = generation.locate(as_asked(asked))
+    assert located.found.tolist() == [True, False] * len(ids)
+    found_ND = generation.read(located)
+    assert (np.abs(found_ND - expected_ND) <= step_N1).all()
+    assert generation.ids(located.rows) == ids
+    assert generation.stack.times(located.rows).tolist() == [document.time_ms for document in last.values()]
+
+    rows: list[int] = []
+    blocks: list[Floats] = []
+    for rows_R, block_RD in generation.scan(5):
+        assert 1 <= len(rows_R) == len(block_RD) <= 5
+        rows += rows_R.tolist()
+        blocks.append(block_RD)
+    assert rows == sorted(located.rows.tolist()) == generation.rows_at(np.arange(manifest.documents)).tolist()
+    np.testing.assert_array_equal(np.concatenate(blocks)[np.searchsorted(rows, located.rows)], found_ND)
+
+
+def _step_of(encoding: tuple[str, bool], vectors_ND: Floats) -> npt.NDArray[np.float64]:
+    """The error that an encoding may have for each row, [N, 1]."""
+    largest_N1 = np.abs(vectors_ND.astype(np.float64)).max(axis=1, keepdims=True)
+    steps: dict[tuple[str, bool], npt.NDArray[np.float64]] = {
+        ("float32", False): 0 * largest_N1,
+        ("float16", False): np.full_like(largest_N1, 2.0**-11),
+        ("uint8", True): np.full_like(largest_N1, 1 / 255 + 1e-6),
+        ("uint8", False): largest_N1 / 254 + 1e-6,
+    }
+    return steps[encoding]
+
+
 def data_file(store: Store, name: str | None = None) -> Path:
     """The file of a generation's segment, ordinarily of the current one."""
     manifest = store.manifest(name or store.current())
@@ -167,6 +252,6 @@ def forge(store: Store, change: Callable[[dict[str, Any]], object], *, number: i
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a store but its lock, by relative path."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "LOCK")
+    """Every file of a store but its locks, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, COMPACTION))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

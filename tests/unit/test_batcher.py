@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from scorer_server.batcher import Batcher, Ticket
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, TokenBatch
 
 D = 4
@@ -21,6 +22,8 @@ D = 4
 
 class GatedRuntime:
     """Encodes a text as its length, once the gate is open; "broken" texts fail. Behind the interface of Runtime."""
+
+    bundle: Any = SimpleNamespace(query_digest="tower")
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -49,7 +52,7 @@ def run(test: Callable[[Batcher, GatedRuntime, Metrics], Coroutine[Any, Any, Non
 
     async def main() -> None:
         runtime, metrics = GatedRuntime(), Metrics()
-        batcher = Batcher(runtime, Settings(**({"engines": 1, "threads": 1} | settings)), metrics)  # type: ignore[arg-type]
+        batcher = Batcher(Settings(**({"engines": 1, "threads": 1} | settings)), metrics)
         try:
             await asyncio.wait_for(test(batcher, runtime, metrics), 60)
         finally:
@@ -72,10 +75,10 @@ def values(ticket: Ticket) -> list[float | None]:
 def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> None:
     """The first query goes alone; those that come meanwhile go together."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first = batcher.submit(["a"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["a"], runtime)
         await started(runtime, 1)
-        others = [batcher.submit([text]) for text in ("bb", "ccc", "dddd")]
+        others = [batcher.submit([text], runtime) for text in ("bb", "ccc", "dddd")]
         runtime.gate.set()
         for ticket in (first, *others):
             await ticket.done
@@ -88,11 +91,11 @@ def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> N
 def test_a_query_that_is_asked_for_twice_is_encoded_once() -> None:
     """Within a request, across requests in flight, and later from the cache."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first, second = batcher.submit(["same", "same"]), batcher.submit(["other", "same"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first, second = batcher.submit(["same", "same"], runtime), batcher.submit(["other", "same"], runtime)
         runtime.gate.set()
         await asyncio.gather(first.done, second.done)
-        third = batcher.submit(["same"])
+        third = batcher.submit(["same"], runtime)
         assert third.done.done()
         assert (values(first), values(second), values(third)) == ([4, 4], [5, 4], [4])
         assert sorted(text for batch in runtime.batches for text in batch) == ["other", "same"]
@@ -104,11 +107,11 @@ def test_a_query_that_is_asked_for_twice_is_encoded_once() -> None:
 def test_a_query_that_nobody_waits_for_is_never_started() -> None:
     """A cancelled caller's query is dropped and counted; one that another caller wants too is kept."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first = batcher.submit(["first"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
-        with batcher.submit(["gone", "shared"]):
-            kept = batcher.submit(["shared"])
+        with batcher.submit(["gone", "shared"], runtime):
+            kept = batcher.submit(["shared"], runtime)
         runtime.gate.set()
         await asyncio.gather(first.done, kept.done)
         assert runtime.batches == [["first"], ["shared"]]
@@ -120,15 +123,15 @@ def test_a_query_that_nobody_waits_for_is_never_started() -> None:
 def test_a_query_that_breaks_the_model_fails_alone() -> None:
     """Its neighbours in the batch are encoded, and the engine goes on."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first = batcher.submit(["first"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
-        good, bad = batcher.submit(["good"]), batcher.submit(["broken"])
+        good, bad = batcher.submit(["good"], runtime), batcher.submit(["broken"], runtime)
         runtime.gate.set()
         await asyncio.gather(first.done, good.done)
         with pytest.raises(ValueError, match="the model broke"):
             await bad.done
-        later = batcher.submit(["later"])
+        later = batcher.submit(["later"], runtime)
         await later.done
         assert (values(good), values(later)) == ([4], [5])
 
@@ -138,30 +141,86 @@ def test_a_query_that_breaks_the_model_fails_alone() -> None:
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     """What is queued is answered; a request that finds the queue empty is taken whatever its size."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first = batcher.submit(["first"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
-        queued = batcher.submit(["a", "bb", "ccc"])
+        queued = batcher.submit(["a", "bb", "ccc"], runtime)
         with pytest.raises(QueueFullError, match="3 queries are waiting, 3 may") as caught:
-            batcher.submit(["dddd"])
+            batcher.submit(["dddd"], runtime)
         assert caught.value.retry_after_s > 0
         assert metrics.registry.get_sample_value("twinbert_queue_depth") == 3
         runtime.gate.set()
         await asyncio.gather(first.done, queued.done)
-        many = batcher.submit([f"text {number}" for number in range(9)])
+        many = batcher.submit([f"text {number}" for number in range(9)], runtime)
         await many.done
         assert metrics.registry.get_sample_value("twinbert_queue_depth") == 0
 
     run(test, queue=3)
 
 
+def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
+    """What waits, and what is at work, is estimated from batches before; who has time, or sets no limit, is taken."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        first = batcher.submit(["a"], runtime, remaining=1)  # an idle engine is tried, whatever the estimate
+        await started(runtime, 1)
+        with pytest.raises(DeadlineError, match="and the call has 1000 ms left") as caught:
+            batcher.submit(["b"], runtime, remaining=1)
+        assert 90 < caught.value.retry_after_s <= 100
+        assert caught.value.what == "deadline"
+        second, third = batcher.submit(["b"], runtime, remaining=300), batcher.submit(["c"], runtime)
+        with pytest.raises(DeadlineError):
+            batcher.submit(["d"], runtime, remaining=180)
+        assert batcher.submit(["a"], runtime, remaining=1) is not None  # shares what is at work
+        runtime.gate.set()
+        await asyncio.gather(first.done, second.done, third.done)
+        assert [text for batch in runtime.batches for text in batch] == ["a", "b", "c"]
+
+    run(test)
+
+
+def test_an_estimate_that_was_too_high_is_put_right() -> None:
+    """One slow batch does not shut a server: when an engine is idle again the next request is taken, and measured."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        runtime.gate.set()
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        for number in range(200):
+            await batcher.submit([f"{number}"], runtime, remaining=5).done
+        assert batcher.cost.seconds(2, 1024) < 1
+
+    run(test)
+
+
+def test_what_has_expired_is_never_begun() -> None:
+    """A call without time left is refused, and one that runs out of time in the queue is dropped and told so."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        with pytest.raises(DeadlineError, match="0 ms left"):
+            batcher.submit(["late"], runtime, remaining=0)
+        first = batcher.submit(["first"], runtime)
+        await started(runtime, 1)
+        late = batcher.submit(["second"], runtime, remaining=1e-9)
+        runtime.gate.set()
+        await first.done
+        with pytest.raises(TimeoutError):
+            await late.done
+        assert runtime.batches == [["first"]]
+        assert metrics.registry.get_sample_value("twinbert_queries_dropped_total") == 1
+        cached = batcher.submit(["first"], runtime, remaining=0)
+        assert cached.done.done()
+
+    run(test)
+
+
 def test_a_batch_is_bounded_in_tokens() -> None:
     """Queries beyond the bound wait for the next batch; one that is over it alone still goes."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
-        first = batcher.submit(["first"])
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
-        others = batcher.submit(["x" * 60, "a", "b", "c", "d", "e"])  # 16 tokens, then 2 each
+        others = batcher.submit(["x" * 60, "a", "b", "c", "d", "e"], runtime)  # 16 tokens, then 2 each
         runtime.gate.set()
         await asyncio.gather(first.done, others.done)
         assert [len(batch) for batch in runtime.batches] == [1, 1, 4, 1]
@@ -169,16 +228,45 @@ def test_a_batch_is_bounded_in_tokens() -> None:
     run(test, batch_tokens=8)
 
 
+def test_bundles_share_neither_batches_nor_embeddings() -> None:
+    """The same text for another query tower is encoded again, in a batch of its own; for the same tower it is not."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        runtimes: Any = runtime, GatedRuntime(), GatedRuntime(), GatedRuntime()
+        _, other, alike, third = runtimes
+        other.bundle = SimpleNamespace(query_digest="other tower")
+        other.gate.set()
+        first = batcher.submit(["first"], runtime)
+        await started(runtime, 1)
+        texts = ["a", "bb"]
+        mixed = [batcher.submit([text], one) for text in texts for one in (runtime, other, alike)]
+        runtime.gate.set()
+        for ticket in (first, *mixed):
+            await ticket.done
+        assert runtime.batches == [["first"], texts]
+        assert (other.batches, alike.batches) == ([texts], [])
+        assert [values(ticket) for ticket in mixed] == [[1]] * 3 + [[2]] * 3
+        cached = [batcher.submit(texts, one).cached for one in (runtime, other, alike)]
+        assert cached == [2, 2, 2]
+        third.bundle = SimpleNamespace(query_digest="third tower")
+        third.gate.set()
+        new = batcher.submit(texts, third)
+        await new.done
+        assert new.cached == 0
+
+    run(test)
+
+
 def test_the_cache_is_bounded_in_bytes() -> None:
     """The least recently used goes first, and the gauge shows what is used."""
 
-    async def test(batcher: Batcher, runtime: GatedRuntime, metrics: Metrics) -> None:
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         runtime.gate.set()
         for text in ("aa", "bb", "aa", "cc", "aa", "bb"):  # room for two
-            await batcher.submit([text]).done
+            await batcher.submit([text], runtime).done
         assert [batch[0] for batch in runtime.batches] == ["aa", "bb", "cc", "bb"]
         used = metrics.registry.get_sample_value("twinbert_query_cache_bytes")
         assert used is not None
-        assert 0 < used <= 600
+        assert 0 < used <= 700
 
-    run(test, cache_bytes=600)
+    run(test, cache_bytes=700)

@@ -142,7 +142,7 @@ def test_ids_of_the_other_type(tiny_bundle: Path, store: Path, tmp_path: Path) -
     """A store keeps its id type: documents of the other are rejected one by one, and asking for it is an error."""
     assert run(tiny_bundle, store, write_documents(tmp_path / "a.jsonl", TEXTS)).returncode == 0
     mixed = write_documents(tmp_path / "b.jsonl", {1: "red", "two": "blue"})
-    done = run(tiny_bundle, store, mixed, "--json")
+    done = run(tiny_bundle, store, mixed, "--force", "--json")
     assert json.loads(done.stdout)["rejected"] == {"the id is of type integer, not string": 1}
     done = run(tiny_bundle, store, mixed, "--id-type", "integer")
     assert (done.returncode, done.stderr.splitlines()[-1].count("strings, not integers")) == (2, 1)
@@ -214,7 +214,7 @@ def test_a_full_disk(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
     opened = Store(store)
     assert opened.current() == before
     opened.open(before).close()
-    assert run(tiny_bundle, store, many).returncode == 0
+    assert run(tiny_bundle, store, many, "--force").returncode == 0
     assert Store(store).manifest(Store(store).current()).documents == 1000
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from scorer_server.batcher import Batcher
 from scorer_server.metrics import Metrics
+from scorer_server.sampling import Samplers
 from scorer_server.scoring import Scorer
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
@@ -19,7 +20,7 @@ from store.documents import Batch
 from store.store import Store
 from store.writer import digests
 from tests.unit.test_batcher import D, GatedRuntime
-from twinbert.errors import QueueFullError
+from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.v1 import scorer_pb2 as pb
 
 
@@ -27,7 +28,12 @@ class CrossingRuntime(GatedRuntime):
     """A gated engine with a crossing: the score is the product of the first components over 100."""
 
     bundle = SimpleNamespace(
-        fingerprint="f" * 64, model="m" * 64, dimension=D, default_crossing="cosine", crossings={"cosine": None}
+        fingerprint="f" * 64,
+        model="m" * 64,
+        query_digest="tower",
+        dimension=D,
+        default_crossing="cosine",
+        crossings={"cosine": None},
     )
 
     def cross(self, queries_QD: Any, documents_ND: Any, task_N: Any, crossing: str | None = None) -> Any:
@@ -71,9 +77,9 @@ def run(store: Store, test: Any, **changes: Any) -> None:
     async def main() -> None:
         runtime: Any = CrossingRuntime()
         settings, metrics = Settings(engines=1, threads=1, hold_seconds=0, **changes), Metrics()
-        snapshots = Snapshots(store, runtime, settings, metrics)
-        batcher = Batcher(runtime, settings, metrics)
-        scorer = Scorer(snapshots, batcher, runtime, settings, metrics)
+        snapshots = Snapshots(store, SimpleNamespace(runtime=lambda _: runtime), settings, metrics)
+        batcher = Batcher(settings, metrics)
+        scorer = Scorer(snapshots, batcher, settings, metrics, Samplers())
         try:
             await asyncio.wait_for(test(scorer, runtime, metrics), 60)
         finally:
@@ -108,6 +114,27 @@ def test_nothing_reached_is_still_an_answer(store: Store) -> None:
     async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
         response = await scorer.score(request("slow"), remaining=0.0)
         assert list(response.results[0].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+
+    run(store, test)
+
+
+def test_a_request_that_would_be_too_late_is_refused_unless_part_of_it_will_do(store: Store) -> None:
+    """Before work is wasted; with allow_partial it is answered with what is there at the deadline."""
+
+    async def test(scorer: Scorer, runtime: CrossingRuntime, metrics: Metrics) -> None:
+        scorer._batcher.cost.observe(tokens=2, seconds=100.0)
+        first = asyncio.ensure_future(scorer.score(request("first"), remaining=None))
+        while not runtime.batches:
+            await asyncio.sleep(0)
+        whole = request("second")
+        whole.allow_partial = False
+        with pytest.raises(DeadlineError):
+            await scorer.score(whole, remaining=1)
+        partial = await scorer.score(request("second"), remaining=0.05)
+        assert list(partial.results[0].statuses) == [pb.DOCUMENT_STATUS_NOT_SCORED] * 3
+        runtime.gate.set()
+        await first
+        assert runtime.batches == [["first"]]
 
     run(store, test)
 
@@ -158,7 +185,7 @@ def test_an_embedding_that_comes_too_late_changes_nothing(store: Store) -> None:
             return whole(*arguments)
 
         async def encoded(query: str) -> None:
-            while scorer._batcher._cache.get(query) is None:
+            while scorer._batcher._cache.get(("tower", query)) is None:
                 await asyncio.sleep(0)
 
         loop, runtime.cross = asyncio.get_running_loop(), slow

@@ -18,7 +18,10 @@ EXPECTED = {
     ours.CrossingMissingError("x"): ("FAILED_PRECONDITION", "CROSSING_MISSING"),
     ours.MismatchError("x"): ("FAILED_PRECONDITION", "FINGERPRINT_MISMATCH"),
     ours.UnavailableError("x"): ("UNAVAILABLE", "UNAVAILABLE"),
-    ours.QueueFullError("x", 1.25): ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    ours.QueueFullError("x", 1.25, what="queries"): ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    ours.DeadlineError("x", 1.25, what="deadline"): ("DEADLINE_EXCEEDED", "DEADLINE_UNREACHABLE"),
+    ours.UnauthenticatedError("x"): ("UNAUTHENTICATED", "UNAUTHENTICATED"),
+    ours.ForbiddenError("x"): ("PERMISSION_DENIED", "PERMISSION_DENIED"),
     ours.UnsupportedError("x"): ("UNIMPLEMENTED", "UNSUPPORTED"),
     store.GenerationNotFoundError("x"): ("NOT_FOUND", "GENERATION_NOT_HELD"),
     store.StoreLockedError("x"): ("FAILED_PRECONDITION", "STORE_LOCKED"),
@@ -58,7 +61,7 @@ def test_details_name_the_field_and_when_to_try_again() -> None:
     violation = bad.field_violations[0]
     assert (violation.field, violation.description) == ("tasks[0].query", "is blank")
 
-    status = status_pb2.Status.FromString(failure(ours.QueueFullError("full", 1.25)).details)
+    status = status_pb2.Status.FromString(failure(ours.QueueFullError("full", 1.25, what="queries")).details)
     retry = error_details_pb2.RetryInfo()
     assert status.details[1].Unpack(retry)
     assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 250_000_000)

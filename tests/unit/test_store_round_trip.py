@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_cases import Document, add, batch_of, documents, embeddings, writer
+from store_cases import Document, add, assert_holds, batch_of, documents, embeddings, writer
 
-from store.encoding import Floats
-from store.format import U64
-from store.reader import Generation
 from store.store import Store
 
 # Encoding, and whether the tower ends in tanh. The embeddings of these tests stay in [-1, 1], so all of them fit.
@@ -54,47 +49,6 @@ def refreshes(draw: st.DrawFn, ids: st.SearchStrategy[Any]) -> tuple[list[Any], 
     return absent, [*steps, Step(draw(st.lists(document, min_size=1, max_size=24)), [], ("float32", False), "publish")]
 
 
-def step_of(encoding: tuple[str, bool], vectors_ND: Floats) -> npt.NDArray[np.float64]:
-    """The error that an encoding may have for each row, [N, 1]."""
-    largest_N1 = np.abs(vectors_ND.astype(np.float64)).max(axis=1, keepdims=True)
-    steps: dict[tuple[str, bool], npt.NDArray[np.float64]] = {
-        ("float32", False): 0 * largest_N1,
-        ("float16", False): np.full_like(largest_N1, 2.0**-11),
-        ("uint8", True): np.full_like(largest_N1, 1 / 255 + 1e-6),
-        ("uint8", False): largest_N1 / 254 + 1e-6,
-    }
-    return steps[encoding]
-
-
-def as_asked(ids: list[Any]) -> Any:
-    """Ids as readers ask for them."""
-    return np.array(ids, U64) if ids and isinstance(ids[0], int) else ids
-
-
-def assert_holds(generation: Generation, last: dict[Any, Document], absent: list[Any]) -> None:
-    """The generation is the dict: by id, by row, and by scan."""
-    manifest, ids = generation.manifest, list(last)
-    expected_ND = embeddings([document.text for document in last.values()])
-    step_N1 = step_of((manifest.encoding, manifest.fixed_step), expected_ND)
-
-    asked = [id_ for pair in zip(ids, absent * len(ids), strict=False) for id_ in pair]
-    located = generation.locate(as_asked(asked))
-    assert located.found.tolist() == [True, False] * len(ids)
-    found_ND = generation.read(located)
-    assert (np.abs(found_ND - expected_ND) <= step_N1).all()
-    assert generation.ids(located.rows.astype(np.int64)) == ids
-
-    rows: list[int] = []
-    blocks: list[Floats] = []
-    for first, block_ND in generation.scan(5):
-        assert 1 <= len(block_ND) <= 5
-        rows += range(first, first + len(block_ND))
-        blocks.append(block_ND)
-    assert rows == list(range(manifest.documents)) == list(range(len(last)))
-    np.testing.assert_array_equal(np.concatenate(blocks)[located.rows], found_ND)
-    assert manifest.watermark_ms == max(document.time_ms for document in last.values())
-
-
 def run(store: Store, absent: list[Any], steps: list[Step]) -> None:
     """Goes through the refreshes beside a model of what they must leave behind."""
     id_type = "integer" if isinstance(absent[0], int) else "string"
@@ -113,6 +67,7 @@ def run(store: Store, absent: list[Any], steps: list[Step]) -> None:
             if step.end != "leave":
                 with into.seal() as sealed:
                     assert_holds(sealed, last, absent)
+                    assert sealed.manifest.watermark_ms == max(document.time_ms for document in last.values())
                 assert into.duplicates == len(step.documents) - len(last)
             else:
                 into.sync()
@@ -163,7 +118,7 @@ def test_reuse_copies_the_bits(tmp_path: Path, encoding: tuple[str, bool]) -> No
                 into.sync()
                 continue
             with into.seal() as generation:
-                seen.append(generation.segment.raw(generation.locate(ids).rows))
+                seen.append(generation.stack.segments[0].raw(generation.locate(ids).rows))
             into.publish({})
     (rows, scales), (rows_again, scales_again) = seen
     assert rows.tobytes() == rows_again.tobytes()

@@ -211,7 +211,7 @@ def test_verify_finds_an_index_that_disagrees(tmp_path: Path, monkeypatch: pytes
 def test_generations_share_an_open_segment(store: Store) -> None:
     """A generation can be opened many times at once; the last one that closes it unmaps it."""
     first, second = store.open(store.current()), store.open(store.current())
-    assert first.segment is second.segment
+    assert first.stack.segments[0] is second.stack.segments[0]
     first.close()
     assert second.locate(["document-1"]).found.all()
     second.close()

@@ -5,13 +5,14 @@
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder
-    store       store list | verify | rollback | gc | copy
+    health      health                   ask a server on this host whether it serves
+    store       store list | verify | rollback | pin | unpin | gc | compact | copy | adopt
     train       train run | teacher | student | evaluate | baselines | parity
 
 Commands import what they need when they run, so that asking a scorer needs neither torch nor onnxruntime.
 
-Exit codes: 0 done · 1 the reader of the output went away, or a bug, with its trace · 2 bad input, or an error that a
-user can mend · 130 interrupted.
+Exit codes: 0 done · 1 the reader of the output went away, a server is not healthy, or a bug, with its trace
+· 2 bad input, or an error that a user can mend · 3 the swap gate refused a generation · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from store.errors import StoreError
 from twinbert import __version__
 from twinbert.cli import bundle, scorer, store, train
 from twinbert.cli.encoder import encoder
+from twinbert.cli.health import health
 from twinbert.cli.refresh import refresh
 from twinbert.cli.serve import serve
-from twinbert.errors import TwinbertError
+from twinbert.errors import DriftError, TwinbertError
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(scorer.score)
@@ -39,6 +41,7 @@ app.command()(scorer.retrieve)
 app.command()(refresh)
 app.command()(serve)
 app.command()(encoder)
+app.command()(health)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(store.app, name="store")
 app.add_typer(train.app, name="train")
@@ -75,6 +78,7 @@ _EXTRAS = {
         ),
         "train",
     ),
+    "opentelemetry": "otel",
 }
 
 
@@ -101,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _usage(error)
     except ImportError as error:
         message = _missing_extra(error)
+    except DriftError as error:
+        message, code = str(error), 3
     except (TwinbertError, StoreError, OSError) as error:
         message = str(error)
     typer.echo(f"twinbert: {' '.join(message.split())}", err=True)

@@ -13,18 +13,11 @@ ENCODER_ADDRESS = "127.0.0.1:50052"
 SCORER_METRICS_PORT = 9101
 ENCODER_METRICS_PORT = 9102
 
-AddressOption = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the server is.")]
-BindOption = Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where to listen.")]
-MetricsPortOption = Annotated[
-    int,
-    typer.Option(
-        "--metrics-port", metavar="PORT", min=0, max=65535, help="Where /metrics is served; 0: any free port."
-    ),
-]
 BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="The bundle's directory.")]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The store's directory.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads that encode; by default one a core.")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads that encode; by default one a core."),
 ]
 EncodingOption = Annotated[
     Literal["float32", "float16", "uint8"] | None,

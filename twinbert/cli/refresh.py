@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from twinbert.cli.gate import (
+    BundlesOption,
+    ForceOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
 from twinbert.cli.options import BundleOption, EncodingOption, JsonOption, StoreOption, ThreadsOption
 from twinbert.cli.tables import on_terminal, print_lines, print_table
-from twinbert.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from encoder_server.command import Result
@@ -50,27 +59,38 @@ def refresh(
         Path | None, typer.Option(metavar="FILE", help="Write the documents that are left out here, as JSON Lines.")
     ] = None,
     delta: Annotated[
-        bool, typer.Option("--delta", help="The documents are what changed. Not in this version.")
+        bool, typer.Option("--delta", help="The documents are what changed; deleted: true deletes one.")
     ] = False,
+    missing: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A delta of those documents that a scorer recorded here as missing."),
+    ] = None,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Encode documents and publish them as the store's next generation.
 
-    The documents are the whole corpus: what they lack is gone. Unchanged ones are not encoded again, and a run that was
-    interrupted is taken up by the next. Progress goes to standard error: a bar on a terminal, JSON lines elsewhere.
+    The documents are the whole corpus: what they lack is gone; with --delta they are what changed. Unchanged ones are
+    not encoded again, and a run that was interrupted is taken up by the next. Progress goes to standard error: a bar on
+    a terminal, JSON lines elsewhere.
+
+    Before it is published the generation is compared with the one in service: where it lost documents, or scores and
+    ranks otherwise than the limits allow, nothing is published and the exit code is 3.
     """
     from encoder_server import command
 
-    if delta:
-        raise UnsupportedError(
-            "--delta is not in this version: refresh with the whole corpus, unchanged rows are reused"
-        )
     with ExitStack() as stack:
         result = command.refresh(
             bundle=bundle,
             store=store,
             documents=documents,
-            report=_report(stack),
+            report=open_report(stack),
             format=format,
             id_column=id_column,
             text_columns=text_column or ["text"],
@@ -79,6 +99,17 @@ def refresh(
             encoding=encoding,
             workers=threads,
             rejected=rejected,
+            delta=delta,
+            missing=missing,
+            gate=gate_settings(
+                replay=replay,
+                bundles=bundles,
+                max_lost=max_lost,
+                min_tau=min_tau,
+                min_overlap=min_overlap,
+                max_shift=max_shift,
+                force=force,
+            ),
         )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
@@ -88,7 +119,8 @@ def refresh(
         print_lines(_summary(result))
 
 
-def _report(stack: ExitStack) -> Report:
+def open_report(stack: ExitStack) -> Report:
+    """What is told of a refresh: a bar on a terminal, JSON lines elsewhere."""
     from encoder_server.report import Bar, JsonLines
     from twinbert.serving import log
 
@@ -106,6 +138,7 @@ def _summary(result: Result) -> list[tuple[str, str]]:
         ("documents", f"{result.documents:,}"),
         ("encoded", f"{result.encoded:,}, {result.truncated:,} of them longer than the tower reads"),
         ("reused", f"{result.reused:,}"),
+        ("deleted", f"{result.deleted:,}, {result.absent:,} of them not there"),
         ("duplicates", f"{result.duplicates:,}"),
         ("rejected", f"{sum(result.rejected.values()):,}{rejected}"),
         ("time", f"{result.seconds:,.1f} s, {result.documents_per_s:,.0f} documents/s"),

@@ -7,15 +7,17 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from twinbert.cli.options import SCORER_ADDRESS, AddressOption, GenerationOption, JsonOption, TimeoutOption
+from twinbert.cli.connecting import asks
+from twinbert.cli.options import SCORER_ADDRESS, GenerationOption, JsonOption, TimeoutOption
 from twinbert.cli.rankings import Rankings
 from twinbert.errors import UsageError
 
 
+@asks(address=SCORER_ADDRESS)
 def score(
     query: Annotated[str | None, typer.Argument(metavar="QUERY", help="The query.", show_default=False)] = None,
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Its candidates.", show_default=False)] = None,
@@ -24,7 +26,7 @@ def score(
         str | None,
         typer.Option(metavar="FILE", help='Take queries and ids from JSON Lines {"query", "ids"}; -: standard input.'),
     ] = None,
-    address: AddressOption = SCORER_ADDRESS,
+    server: dict[str, Any],
     numbers: Annotated[
         bool | None,
         typer.Option("--numbers/--strings", help="Ids are integers, or strings; by default the server is asked."),
@@ -50,7 +52,7 @@ def score(
         raise UsageError("give either QUERY and its IDs, or --tasks FILE; see twinbert score --help")
     given = [(query or "", ids or [])] if tasks is None else _read_tasks(tasks)
     rankings = Rankings(as_json=as_json)
-    with ScorerClient(address) as client:
+    with ScorerClient(**server) as client:
         if numbers is None:
             numbers = client.describe().id_type == "integer"
         for text, candidates in given:
@@ -66,11 +68,12 @@ def score(
             rankings.add(text, documents, result.scores, result.statuses, reply)
 
 
+@asks(address=SCORER_ADDRESS)
 def retrieve(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="The query.", show_default=False)],
     *,
     limit: Annotated[int, typer.Option("--limit", "-k", metavar="N", min=1, help="Documents wanted.")] = 10,
-    address: AddressOption = SCORER_ADDRESS,
+    server: dict[str, Any],
     generation: GenerationOption = "",
     timeout: TimeoutOption = 10.0,
     as_json: JsonOption = False,
@@ -78,7 +81,7 @@ def retrieve(
     """Find the best documents of the whole store for a query."""
     from twinbert.client import ScorerClient, Status
 
-    with ScorerClient(address) as client:
+    with ScorerClient(**server) as client:
         reply = client.retrieve(query, limit, generation=generation, timeout=timeout)
     [hits] = reply.results
     Rankings(as_json=as_json).add(query, hits.documents, hits.scores, [Status.OK] * len(hits.documents), reply)

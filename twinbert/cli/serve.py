@@ -5,62 +5,102 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinbert.cli.options import (
-    SCORER_ADDRESS,
-    SCORER_METRICS_PORT,
-    BindOption,
-    BundleOption,
-    MetricsPortOption,
-    StoreOption,
-)
+from twinbert.cli.listening import listens
+from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOption
+
+if TYPE_CHECKING:
+    from twinbert.serving.listening import Listening
 
 
+@listens(address=SCORER_ADDRESS, metrics_port=SCORER_METRICS_PORT)
 def serve(
     context: typer.Context,
     *,
-    bundle: BundleOption,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle that serves every generation, or else…")
+    ] = None,
+    bundles: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="…a folder of bundles: each generation is served by its own.")
+    ] = None,
     store: StoreOption,
-    address: BindOption = SCORER_ADDRESS,
-    metrics_port: MetricsPortOption = SCORER_METRICS_PORT,
-    metrics_host: Annotated[str, typer.Option(metavar="HOST", help="Where /metrics listens.")] = "127.0.0.1",
+    listening: Listening,
     workers: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, help="Processes, each on the next port of both kinds; one that dies is started again."
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Processes, each on the next port of both kinds; one that dies is started again.",
         ),
     ] = 1,
     engines: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Batches that a process encodes at a time; by default one a core, up to 4."
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Batches that a process encodes at a time; by default one a core, up to 4.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads that encode one batch.")] = 1,
-    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Queries that may wait for an engine.")] = 512,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Threads that encode one batch.")] = 1,
+    queue: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1_000_000, help="Queries that may wait for an engine.")
+    ] = 512,
     max_candidates_waiting: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Candidates of all requests being answered.")
+        int, typer.Option(metavar="N", min=1, max=100_000_000, help="Candidates of all requests being answered.")
     ] = 100_000,
-    max_retrievals: Annotated[int, typer.Option(metavar="N", min=1, help="Retrieve requests at a time.")] = 8,
-    cache_bytes: Annotated[int, typer.Option(metavar="BYTES", min=0, help="Memory of the query cache.")] = 64 << 20,
-    max_tasks: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks of one request.")] = 64,
-    max_candidates: Annotated[int, typer.Option(metavar="N", min=1, help="Candidates of one request.")] = 10_000,
-    max_message_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1024, help="Largest message.")] = 8 << 20,
+    max_retrievals: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Retrieve requests at a time.")
+    ] = 8,
+    cache_bytes: Annotated[
+        int, typer.Option(metavar="BYTES", min=0, max=1 << 40, help="Memory of the query cache.")
+    ] = 64 << 20,
+    max_tasks: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Tasks of one request.")] = 64,
+    max_candidates: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000_000, help="Candidates of one request.")
+    ] = 10_000,
     max_id_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1, max=511, help="Longest document id.")] = 511,
-    max_query_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Longest query.")] = 4096,
-    max_hits: Annotated[int, typer.Option(metavar="N", min=1, help="Hits of one retrieved query.")] = 1000,
+    max_query_bytes: Annotated[int, typer.Option(metavar="BYTES", min=1, max=1 << 20, help="Longest query.")] = 4096,
+    max_hits: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1_000_000, help="Hits of one retrieved query.")
+    ] = 1000,
     hold_generations: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Superseded generations that requests may still name…")
+        int, typer.Option(metavar="N", min=0, max=1000, help="Superseded generations that requests may still name…")
     ] = 2,
     hold_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="…and how long each stays at least.")
+        float, typer.Option(metavar="SECONDS", min=0, max=30 * 86400, help="…and how long each stays at least.")
     ] = 600.0,
-    drain_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Time for requests in flight when told to stop.")
-    ] = 20.0,
+    max_lost_share: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of its documents that a new generation may lack."),
+    ] = 0.3,
+    record_requests: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record a sample of requests, queries and ids, for the swap gate to replay."),
+    ] = None,
+    record_requests_bytes: Annotated[
+        int,
+        typer.Option(metavar="BYTES", min=1 << 16, max=1 << 40, help="Size of that file and the older one, FILE.1."),
+    ] = 16 << 20,
+    record_requests_rate: Annotated[
+        float, typer.Option(metavar="N", min=0.001, max=100_000, help="Requests a second that are recorded at most.")
+    ] = 1.0,
+    record_misses: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record ids of candidates that were not found, for refresh --missing."),
+    ] = None,
+    record_misses_bytes: Annotated[
+        int,
+        typer.Option(metavar="BYTES", min=1 << 16, max=1 << 40, help="Size of that file and the older one, FILE.1."),
+    ] = 16 << 20,
+    record_misses_queries: Annotated[
+        bool, typer.Option("--record-misses-queries", help="Record the queries of misses too.")
+    ] = False,
 ) -> None:
     """Serve a store: Score, Retrieve and Describe over gRPC, and Prometheus metrics."""
     if workers > 1:
@@ -71,18 +111,12 @@ def serve(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from scorer_server.server import serve as run
     from scorer_server.settings import Limits, Settings, default_engines
-    from twinbert.serving.lifecycle import Listening
 
     run(
         bundle=bundle,
+        bundles=bundles,
         store=store,
-        listening=Listening(
-            address=address,
-            metrics_host=metrics_host,
-            metrics_port=metrics_port,
-            message_bytes=max_message_bytes,
-            drain_s=drain_seconds,
-        ),
+        listening=listening,
         settings=Settings(
             limits=Limits(
                 tasks=max_tasks,
@@ -99,6 +133,13 @@ def serve(
             cache_bytes=cache_bytes,
             hold_generations=hold_generations,
             hold_seconds=hold_seconds,
+            max_lost_share=max_lost_share,
+            requests_file=record_requests,
+            requests_bytes=record_requests_bytes,
+            requests_rate=record_requests_rate,
+            misses_file=record_misses,
+            misses_bytes=record_misses_bytes,
+            misses_queries=record_misses_queries,
         ),
     )
 

@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinbert.cli.options import JsonOption, StoreOption
+from twinbert.cli.gate import (
+    BundlesOption,
+    ForceOption,
+    MaxLostOption,
+    MaxShiftOption,
+    MinOverlapOption,
+    MinTauOption,
+    ReplayOption,
+    gate_settings,
+)
+from twinbert.cli.options import BundleOption, JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from store.maintenance import Listed
 
-app = typer.Typer(help="List, verify, roll back, collect and copy the generations of a store.")
+app = typer.Typer(help="List, verify, roll back, pin, collect, compact, copy and adopt the generations of a store.")
 
+GenerationArgument = Annotated[str, typer.Argument(metavar="GENERATION", help="The generation's name.")]
 GenerationOption = Annotated[str | None, typer.Option(metavar="NAME", help="The generation's name.")]
 
 
 @app.command("list")
 def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
-    """List the generations, oldest first."""
+    """List the generations, oldest first: → is the current one, * are pinned."""
     from store.maintenance import list_generations
     from store.store import Store
 
@@ -76,13 +87,33 @@ def rollback(
 
 
 @app.command()
+def pin(generation: GenerationArgument, *, store: StoreOption) -> None:
+    """Keep a generation from being collected, for a rollback or an experiment."""
+    from store.maintenance import pin as run
+    from store.store import Store
+
+    run(Store(store), generation)
+    typer.echo(f"{store}: {generation} is pinned")
+
+
+@app.command()
+def unpin(generation: GenerationArgument, *, store: StoreOption) -> None:
+    """Let a generation be collected again."""
+    from store.maintenance import unpin as run
+    from store.store import Store
+
+    run(Store(store), generation)
+    typer.echo(f"{store}: {generation} is not pinned any more")
+
+
+@app.command()
 def gc(
     *,
     store: StoreOption,
     keep: Annotated[int, typer.Option(metavar="N", min=1, help="Newest generations to keep.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove generations beyond the newest, segments that nobody names, and builds abandoned a week ago."""
+    """Remove generations beyond the newest that are not pinned, segments that nobody names, and what was abandoned."""
     from store.maintenance import gc as run
     from store.store import Store
 
@@ -97,6 +128,34 @@ def gc(
         f"{store}: {verb} {len(gone.generations)} generations, {len(gone.segments)} segments, "
         f"{len(gone.builds)} builds: {gone.size:,} bytes"
     )
+
+
+@app.command()
+def compact(
+    *,
+    store: StoreOption,
+    newest: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Merge only the newest N segments; by default all.")
+    ] = None,
+) -> None:
+    """Merge the segments of the current generation, which deltas made, to one; an encoder does so by itself.
+
+    The new generation has the same documents. Refreshes and deltas can go on meanwhile.
+    """
+    from store.compaction import compact as run
+    from store.store import Store
+    from twinbert import __version__
+
+    opened = Store(store)
+    opened.require()
+    done = run(opened, software=f"twinbert {__version__}", newest=newest)
+    if done is None:
+        typer.echo(f"{store}: {opened.current()} has one segment, there is nothing to merge")
+    else:
+        typer.echo(
+            f"{store}: current is {done.generation}, it was {done.before}: {done.segments} segments became one of "
+            f"{done.documents:,} documents, {done.dropped:,} dead rows are left out"
+        )
 
 
 @app.command()
@@ -116,13 +175,56 @@ def copy(
     typer.echo(f"{destination}: current is {name}, {copied:,} bytes copied")
 
 
+@app.command()
+def adopt(
+    *,
+    bundle: BundleOption,
+    store: StoreOption,
+    replay: ReplayOption = None,
+    bundles: BundlesOption = None,
+    max_lost: MaxLostOption = None,
+    min_tau: MinTauOption = None,
+    min_overlap: MinOverlapOption = None,
+    max_shift: MaxShiftOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Publish the current generation for another bundle of its fingerprint: a new query tower, nothing encoded again.
+
+    The swap gate compares both bundles on recorded requests, and refuses as in a refresh.
+    """
+    from contextlib import ExitStack
+
+    from encoder_server.adoption import adopt as run
+    from twinbert.cli.refresh import open_report
+
+    with ExitStack() as stack:
+        gate = gate_settings(
+            replay=replay,
+            bundles=bundles,
+            max_lost=max_lost,
+            min_tau=min_tau,
+            min_overlap=min_overlap,
+            max_shift=max_shift,
+            force=force,
+        )
+        name = run(bundle=bundle, store=store, report=open_report(stack), gate=gate)
+    typer.echo(f"{store}: current is {name}")
+
+
 def _as_dict(one: Listed) -> dict[str, object]:
     manifest = one.manifest
-    described: dict[str, object] = {"name": one.name, "current": one.current, "problem": one.problem}
+    described: dict[str, object] = {
+        "name": one.name,
+        "current": one.current,
+        "pinned": one.pinned,
+        "problem": one.problem,
+    }
     if manifest is not None:
         described |= {
             "created_ms": manifest.created_ms,
             "documents": manifest.documents,
+            "segments": len(manifest.segments),
+            "dead_share": round(manifest.dead_share, 4),
             "encoding": manifest.encoding,
             "bytes": one.size,
             "id_type": manifest.id_type,
@@ -137,10 +239,10 @@ def _as_dict(one: Listed) -> dict[str, object]:
 def _print_list(listed: list[Listed]) -> None:
     from twinbert.cli.tables import on_terminal, print_lines, print_table
 
-    columns = ("", "generation", "sealed (UTC)", "documents", "encoding", "MB", "model")
+    columns = ("", "generation", "sealed (UTC)", "documents", "segments", "encoding", "MB", "model")
     rows = [_row(one) for one in listed]
     if on_terminal():
-        print_table(columns, rows, right=("documents", "MB"))
+        print_table(columns, rows, right=("documents", "segments", "MB"))
     else:
         print_lines([("current", *columns[1:]), *rows])
 
@@ -148,9 +250,9 @@ def _print_list(listed: list[Listed]) -> None:
 def _row(one: Listed) -> tuple[str, ...]:
     from datetime import UTC, datetime
 
-    mark, manifest = ("→" if one.current else ""), one.manifest
+    mark, manifest = "→" * one.current + "*" * one.pinned, one.manifest
     if manifest is None:
-        return mark, one.name, f"damaged: {one.problem}", "", "", "", ""
+        return mark, one.name, f"damaged: {one.problem}", "", "", "", "", ""
     published = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    sizes = f"{manifest.documents:,}", manifest.encoding, f"{one.size / 1e6:,.0f}"
+    sizes = f"{manifest.documents:,}", str(len(manifest.segments)), manifest.encoding, f"{one.size / 1e6:,.0f}"
     return mark, one.name, published, *sizes, manifest.model[:8]

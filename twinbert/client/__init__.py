@@ -12,7 +12,7 @@ make one a process and keep it. Every call has a deadline, and one that finds it
 server if there are several. Whatever goes wrong is a `twinbert.errors.TwinbertError`: `RemoteError` when the call
 failed, `InvalidRequestError` when the request could not even be written.
 
-    channel     addresses, deadlines, retries, and errors → RemoteError
+    channel     addresses, TLS and tokens, deadlines, retries, and errors → RemoteError
     messages    requests and replies as Python values: what sync and asyncio share
     scorer      ScorerClient, AsyncScorerClient
     encoder     EncoderClient
@@ -20,13 +20,15 @@ failed, `InvalidRequestError` when the request could not even be written.
 
 from __future__ import annotations
 
-from twinbert.client.encoder import Document, Embeddings, EncoderClient, Progress, Rejection
+from twinbert.client.channel import tls_credentials
+from twinbert.client.encoder import Deletion, Document, Embeddings, EncoderClient, Progress, Rejection
 from twinbert.client.messages import (
     CrossingName,
     Description,
     Generation,
     Limits,
     QueryHits,
+    Refusal,
     RetrieveReply,
     ScoreReply,
     StageTimes,
@@ -39,6 +41,7 @@ from twinbert.client.scorer import AsyncScorerClient, ScorerClient
 __all__ = [
     "AsyncScorerClient",
     "CrossingName",
+    "Deletion",
     "Description",
     "Document",
     "Embeddings",
@@ -47,6 +50,7 @@ __all__ = [
     "Limits",
     "Progress",
     "QueryHits",
+    "Refusal",
     "Rejection",
     "RetrieveReply",
     "ScoreReply",
@@ -55,4 +59,5 @@ __all__ = [
     "Status",
     "Task",
     "TaskScores",
+    "tls_credentials",
 ]

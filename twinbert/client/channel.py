@@ -1,12 +1,17 @@
-"""How a client reaches its servers: addresses, message limits, retries, and what a failed call becomes."""
+"""How a client reaches its servers: addresses, certificates and tokens, message limits, retries, and what a failed
+call becomes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -61,6 +66,33 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 _GRPC_TARGET = re.compile(r"(dns|xds):///|unix:/|ipv[46]:")
 
+Metadata = tuple[tuple[str, str], ...]
+
+
+def tls_credentials(
+    *, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
+) -> grpc.ChannelCredentials:
+    """Credentials for a client, from files in PEM; they are read here, once.
+
+    Args:
+        ca: Authorities whose servers are trusted; None: those that gRPC ships.
+        certificate: The client's certificate chain, where servers demand one.
+        key: Its private key.
+
+    Raises:
+        UsageError: A file cannot be read, or one of certificate and key is missing.
+    """
+    if (certificate is None) != (key is None):
+        raise UsageError("a client certificate needs its key, and a key its certificate; give both")
+    return grpc.ssl_channel_credentials(_read(ca), _read(key), _read(certificate))
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
 
 class Endpoint:
     """Where a client's servers are.
@@ -70,14 +102,21 @@ class Endpoint:
             A single name is looked up by gRPC, which uses all of its addresses and looks again when they fail; names
             among several are looked up once, here. A gRPC target (`dns:///scorer:50051`, `unix:/run/scorer.sock`) is
             taken as it is.
-        credentials: TLS, e.g. `grpc.ssl_channel_credentials(root_certificates)`; None: plain text. Of several
-            addresses, each server must present a certificate for the first one's host.
+        credentials: TLS, see `tls_credentials`; None: plain text. Of several addresses, each server must present a
+            certificate for the first one's host.
+        token: Sent with every call: a bearer token, or what gives the one of the moment. In plain text it goes to
+            this host only.
 
     Raises:
-        UsageError: An address is not `HOST:PORT`, or its host is unknown.
+        UsageError: An address is not `HOST:PORT`, its host is unknown, or a token would cross a network in plain text.
     """
 
-    def __init__(self, address: str | Sequence[str], credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        credentials: grpc.ChannelCredentials | None,
+        token: str | Callable[[], str] | None = None,
+    ) -> None:
         if isinstance(address, str) and _GRPC_TARGET.match(address):
             addresses = [address]
         else:
@@ -87,7 +126,11 @@ class Endpoint:
         if not addresses:
             raise UsageError("address: none was given; expected HOST:PORT, e.g. 127.0.0.1:50051")
         self.name = ", ".join(addresses)
-        self._credentials = credentials
+        if token is not None and credentials is None and not all(map(_is_local, addresses)):
+            raise UsageError(
+                f"address {self.name!r}: a token would cross the network in plain text; give TLS credentials"
+            )
+        self._credentials, self._token = credentials, token
         self._target = addresses[0] if len(addresses) == 1 else _literal_target(addresses)
         self._options = [*_OPTIONS]
         if len(addresses) > 1:
@@ -105,6 +148,13 @@ class Endpoint:
             return grpc.aio.insecure_channel(self._target, self._options)
         return grpc.aio.secure_channel(self._target, self._credentials, self._options)
 
+    def metadata(self) -> Metadata:
+        """What goes with a call."""
+        if self._token is None:
+            return ()
+        token = self._token if isinstance(self._token, str) else self._token()
+        return (("authorization", f"Bearer {token}"),)
+
     @contextlib.contextmanager
     def errors(self, timeout: float) -> Iterator[None]:
         """Turns what gRPC raises inside into RemoteError; `timeout`, in seconds, is what the call was given."""
@@ -120,6 +170,17 @@ def _host_and_port(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and not bracketed):
         raise UsageError(f"address {address!r}: expected HOST:PORT, e.g. 127.0.0.1:50051 or [::1]:50051")
     return host.strip("[]"), int(port)
+
+
+def _is_local(address: str) -> bool:
+    """Whether what is sent there stays on this host."""
+    if address.startswith("unix:"):
+        return True
+    host = _GRPC_TARGET.sub("", address).rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _literal_target(addresses: Sequence[str]) -> str:
@@ -147,11 +208,12 @@ def _literal_target(addresses: Sequence[str]) -> str:
 
 def _remote_error(error: grpc.RpcError, address: str, timeout: float) -> RemoteError:
     code, message = error.code(), error.details() or ""
-    info, retry = _details(error)
+    metadata: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, whatever the stubs say
+    info, retry = _details(metadata)
     if info is not None:
         if retry is not None:
             message += f"; try again in {retry.retry_delay.ToTimedelta().total_seconds():g} s"
-        return RemoteError(code.name, info.reason, message)
+        return RemoteError(code.name, info.reason, message, request_id=metadata.get("x-request-id", ""))
     if code is grpc.StatusCode.UNAVAILABLE:
         # Of "connections to all backends failing; last error: UNKNOWN: ipv4:…: Connection refused" the end is enough.
         cause = message.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
@@ -163,10 +225,9 @@ def _remote_error(error: grpc.RpcError, address: str, timeout: float) -> RemoteE
     return RemoteError(code.name, code.name, message)
 
 
-def _details(error: grpc.RpcError) -> tuple[ErrorInfo | None, RetryInfo | None]:
+def _details(metadata: Mapping[str, Any]) -> tuple[ErrorInfo | None, RetryInfo | None]:
     """The google.rpc details that our servers attach; none from a proxy, or from the transport itself."""
     info = retry = None
-    metadata: dict[str, bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, whatever the stubs say
     with contextlib.suppress(DecodeError):
         for detail in Status.FromString(metadata.get("grpc-status-details-bin", b"")).details:
             if detail.Is(ErrorInfo.DESCRIPTOR):

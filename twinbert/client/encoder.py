@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -32,6 +32,13 @@ class Document:
     time_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A document that a delta deletes; it is no error if there is no such document."""
+
+    id: str | int
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
     """Embeddings of texts, with the model and the fingerprint of the bundle that made them (64 hex digits each).
@@ -56,11 +63,16 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A refresh so far: totals since its start, those rejected since the last report, the generation once published."""
+    """A refresh so far: totals since its start, those rejected since the last report, the generation once published.
+
+    `received` counts deletions too; `absent` are those of ids that were not there, known at the end.
+    """
 
     received: int
     encoded: int
     reused: int
+    deleted: int
+    absent: int
     rejected: int
     duplicates: int
     rejections: tuple[Rejection, ...]
@@ -73,8 +85,14 @@ class EncoderClient:
     Args and errors of the constructor are those of `ScorerClient`.
     """
 
-    def __init__(self, address: str | Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoint = Endpoint(address, credentials)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | Callable[[], str] | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, credentials, token)
         self._channel = self._endpoint.channel()
         self._stub = EncoderServiceStub(self._channel)
 
@@ -97,35 +115,49 @@ class EncoderClient:
         except (TypeError, ValueError) as error:
             raise InvalidRequestError("texts", f"texts are strings, tower is 'query' or 'document': {error}") from error
         with self._endpoint.errors(timeout):
-            response = self._stub.Encode(request, timeout=timeout)
+            response = self._stub.Encode(request, timeout=timeout, metadata=self._endpoint.metadata())
         flat = np.frombuffer(response.embeddings, "<f4").astype(np.float32)
         return Embeddings(flat.reshape(-1, response.dimension), response.model, response.fingerprint)
 
     def refresh(
         self,
-        documents: Iterable[Document],
+        documents: Iterable[Document | Deletion],
         *,
+        delta: bool = False,
         encoding: Literal["float32", "float16", "uint8"] | None = None,
+        force: bool = False,
         timeout: float = REFRESH_TIMEOUT_S,
     ) -> Iterator[Progress]:
-        """Makes `documents` the whole corpus: streams them in batches and yields progress after each; the last report
-        names the generation that was published.
+        """Makes `documents` the whole corpus, or with `delta` what changes in it: streams them in batches and yields
+        progress after each; the last report names the generation that was published.
 
         The corpus is never held in memory. When reading `documents` raises, or the caller stops iterating, nothing is
         published, and what was encoded is reused by the next refresh.
 
         Args:
-            documents: The corpus; of two documents with one id the last wins.
-            encoding: How embeddings are stored; None: as in the current generation, else float32.
+            documents: The corpus, or in a delta changes of it; of two with one id the last wins.
+            delta: Change the current generation, which must have the server's fingerprint. If nothing changes, the last
+                report names the current generation.
+            encoding: How embeddings are stored; None: as in the current generation, else float32. A delta cannot change
+                it.
+            force: Publish although the swap gate refuses the generation.
             timeout: Deadline in seconds. A refresh is never retried by itself.
 
         Raises:
             InvalidRequestError: A document that the request cannot hold.
-            RemoteError: As from `encode`; FAILED_PRECONDITION, reason STORE_LOCKED, when another refresh is running.
+            RemoteError: As from `encode`; FAILED_PRECONDITION, reason STORE_LOCKED, when another refresh is running,
+                reason GENERATION_DRIFT, when the swap gate refuses the generation.
         """
         # gRPC reads the requests in a thread of its own and hides what they raise: it is kept here, for the caller.
         failures: list[Exception] = []
-        call = self._stub.Refresh(_refresh_requests(documents, encoding, failures), timeout=timeout)
+        start = pb.RefreshStart(
+            mode=pb.REFRESH_MODE_DELTA if delta else pb.REFRESH_MODE_FULL,
+            encoding=f"ENCODING_{(encoding or 'unspecified').upper()}",
+            force=force,
+        )
+        call = self._stub.Refresh(
+            _refresh_requests(start, documents, failures), timeout=timeout, metadata=self._endpoint.metadata()
+        )
         try:
             with self._endpoint.errors(timeout):
                 for response in call:
@@ -152,12 +184,11 @@ class EncoderClient:
 
 
 def _refresh_requests(
-    documents: Iterable[Document], encoding: str | None, failures: list[Exception]
+    start: pb.RefreshStart, documents: Iterable[Document | Deletion], failures: list[Exception]
 ) -> Iterator[pb.RefreshRequest]:
     """The requests of one refresh. When `documents` fails, so that the stream must not be committed, it just ends."""
     try:
-        stored_as = f"ENCODING_{(encoding or 'unspecified').upper()}"
-        yield pb.RefreshRequest(start=pb.RefreshStart(mode=pb.REFRESH_MODE_FULL, encoding=stored_as))
+        yield pb.RefreshRequest(start=start)
         for batch in _batches(documents):
             yield pb.RefreshRequest(batch=batch)
     except Exception as error:  # noqa: BLE001 - the edge of gRPC's thread
@@ -166,25 +197,36 @@ def _refresh_requests(
         yield pb.RefreshRequest(commit=pb.RefreshCommit())
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[pb.DocumentBatch]:
-    batch: list[pb.Document] = []
-    batch_bytes = 0
+def _batches(documents: Iterable[Document | Deletion]) -> Iterator[pb.DocumentBatch]:
+    """In a batch deletions come after the documents, so one that is followed by its document begins another batch."""
+    batch, deleted, size, count = pb.DocumentBatch(), set[str | int](), 0, 0
     for position, document in enumerate(documents):
         message = _document(document, position)
-        if batch and (len(batch) == _BATCH_DOCUMENTS or batch_bytes + message.ByteSize() > _BATCH_BYTES):
-            yield pb.DocumentBatch(documents=batch)
-            batch, batch_bytes = [], 0
-        batch.append(message)
-        batch_bytes += message.ByteSize()
-    if batch:
-        yield pb.DocumentBatch(documents=batch)
+        more = message.ByteSize()
+        again = isinstance(document, Document) and document.id in deleted
+        if again or count == _BATCH_DOCUMENTS or (count and size + more > _BATCH_BYTES):
+            yield batch
+            batch, deleted, size, count = pb.DocumentBatch(), set(), 0, 0
+        if isinstance(document, Document):
+            batch.documents.append(message)
+        else:
+            deleted.add(document.id)
+            if message.HasField("id"):
+                batch.deleted_ids.append(message.id)
+            else:
+                batch.deleted_numbers.append(message.number)
+        size, count = size + more, count + 1
+    if count:
+        yield batch
 
 
-def _document(document: Document, position: int) -> pb.Document:
+def _document(document: Document | Deletion, position: int) -> pb.Document:
+    """The message of a document; of a deletion, one with its id."""
+    key = {"id": document.id} if isinstance(document.id, str) else {"number": document.id}
     try:
-        if isinstance(document.id, str):
-            return pb.Document(id=document.id, text=document.text, time_ms=document.time_ms)
-        return pb.Document(number=document.id, text=document.text, time_ms=document.time_ms)
+        if isinstance(document, Deletion):
+            return pb.Document(**key)
+        return pb.Document(**key, text=document.text, time_ms=document.time_ms)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"documents[{position}]", f"an id is a string or an integer from 0 to 2^64 - 1, a text is a string: {error}"
@@ -196,6 +238,8 @@ def _progress(response: pb.RefreshResponse) -> Progress:
         received=response.received,
         encoded=response.encoded,
         reused=response.reused,
+        deleted=response.deleted,
+        absent=response.absent,
         rejected=response.rejected,
         duplicates=response.duplicates,
         rejections=tuple(Rejection(one.document_id, one.position, one.reason) for one in response.rejections),

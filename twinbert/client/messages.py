@@ -99,13 +99,23 @@ class RetrieveReply:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A generation that the server holds. Times are milliseconds since the Unix epoch."""
+    """A generation that the server holds, and the model that serves it. Times are milliseconds since the Unix epoch."""
 
     name: str
     documents: int
     encoding: str
     created_ms: int
     watermark_ms: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A published generation that the server does not serve: its name, the metric's reason, and the reason in words."""
+
+    name: str
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ class Description:
     query_max_tokens: int
     limits: Limits
     server_version: str
+    refused: Refusal | None
 
 
 def score_request(
@@ -223,6 +234,7 @@ def description(response: pb.DescribeResponse) -> Description:
             limits.tasks, limits.candidates, limits.message_bytes, limits.id_bytes, limits.query_bytes, limits.hits
         ),
         server_version=response.server_version,
+        refused=_refusal(response.refused) if response.HasField("refused") else None,
     )
 
 
@@ -254,5 +266,14 @@ def _times(times: pb.StageTimes) -> StageTimes:
 
 def _generation(generation: pb.Generation) -> Generation:
     return Generation(
-        generation.name, generation.documents, generation.encoding, generation.created_ms, generation.watermark_ms
+        generation.name,
+        generation.documents,
+        generation.encoding,
+        generation.created_ms,
+        generation.watermark_ms,
+        generation.model,
     )
+
+
+def _refusal(refusal: pb.Refusal) -> Refusal:
+    return Refusal(refusal.name, refusal.reason, refusal.message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
@@ -37,14 +37,22 @@ class ScorerClient:
 
     Args:
         address: `HOST:PORT`, or several, separated by commas or as a sequence, which take calls in turn.
-        credentials: TLS credentials; None: plain text.
+        credentials: TLS credentials, see `tls_credentials`; None: plain text.
+        token: A bearer token, where servers demand one, or a function that gives the one of the moment.
 
     Raises:
-        UsageError: An address is not `HOST:PORT`, or its host is unknown. Nothing is connected until the first call.
+        UsageError: An address is not `HOST:PORT`, its host is unknown, or a token would cross a network in plain text.
+            Nothing is connected until the first call.
     """
 
-    def __init__(self, address: str | Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoint = Endpoint(address, credentials)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | Callable[[], str] | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, credentials, token)
         self._channel = self._endpoint.channel()
         self._stub = ScorerServiceStub(self._channel)
 
@@ -73,7 +81,7 @@ class ScorerClient:
         """
         request = score_request(tasks, generation=generation, crossing=crossing, allow_partial=allow_partial)
         with self._endpoint.errors(timeout):
-            return score_reply(self._stub.Score(request, timeout=timeout))
+            return score_reply(self._stub.Score(request, timeout=timeout, metadata=self._endpoint.metadata()))
 
     def retrieve(
         self, queries: str | Iterable[str], limit: int = 10, *, generation: str = "", timeout: float = SCAN_TIMEOUT_S
@@ -92,7 +100,7 @@ class ScorerClient:
         """
         request = retrieve_request(queries, limit, generation=generation)
         with self._endpoint.errors(timeout):
-            return retrieve_reply(self._stub.Retrieve(request, timeout=timeout))
+            return retrieve_reply(self._stub.Retrieve(request, timeout=timeout, metadata=self._endpoint.metadata()))
 
     def describe(self, *, timeout: float = DESCRIBE_TIMEOUT_S) -> Description:
         """What the server serves and accepts.
@@ -104,7 +112,9 @@ class ScorerClient:
             RemoteError: As from `score`.
         """
         with self._endpoint.errors(timeout):
-            return description(self._stub.Describe(pb.DescribeRequest(), timeout=timeout))
+            return description(
+                self._stub.Describe(pb.DescribeRequest(), timeout=timeout, metadata=self._endpoint.metadata())
+            )
 
     def close(self) -> None:
         """Closes the connections; calls under way are cancelled."""
@@ -125,8 +135,14 @@ class AsyncScorerClient:
     Arguments, results and errors are those of `ScorerClient`.
     """
 
-    def __init__(self, address: str | Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoint = Endpoint(address, credentials)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | Callable[[], str] | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, credentials, token)
         self._channel = self._endpoint.aio_channel()
         self._stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(self._channel))
 
@@ -142,7 +158,7 @@ class AsyncScorerClient:
         """As `ScorerClient.score`."""
         request = score_request(tasks, generation=generation, crossing=crossing, allow_partial=allow_partial)
         with self._endpoint.errors(timeout):
-            return score_reply(await self._stub.Score(request, timeout=timeout))
+            return score_reply(await self._stub.Score(request, timeout=timeout, metadata=self._endpoint.metadata()))
 
     async def retrieve(
         self, queries: str | Iterable[str], limit: int = 10, *, generation: str = "", timeout: float = SCAN_TIMEOUT_S
@@ -150,12 +166,16 @@ class AsyncScorerClient:
         """As `ScorerClient.retrieve`."""
         request = retrieve_request(queries, limit, generation=generation)
         with self._endpoint.errors(timeout):
-            return retrieve_reply(await self._stub.Retrieve(request, timeout=timeout))
+            return retrieve_reply(
+                await self._stub.Retrieve(request, timeout=timeout, metadata=self._endpoint.metadata())
+            )
 
     async def describe(self, *, timeout: float = DESCRIBE_TIMEOUT_S) -> Description:
         """As `ScorerClient.describe`."""
         with self._endpoint.errors(timeout):
-            return description(await self._stub.Describe(pb.DescribeRequest(), timeout=timeout))
+            return description(
+                await self._stub.Describe(pb.DescribeRequest(), timeout=timeout, metadata=self._endpoint.metadata())
+            )
 
     async def close(self) -> None:
         """Closes the connections; calls under way are cancelled."""

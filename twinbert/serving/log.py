@@ -1,4 +1,8 @@
-"""Logs of the servers: one line of JSON an event, on standard error. No document and no query text."""
+"""Logs of the servers: one line of JSON an event, on standard error.
+
+An event that happens for a request carries its id. No line has the text of a query or a document, unless texts were
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,14 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
 LOGGER = logging.getLogger("twinbert")
+
+# Every RPC runs in a task of its own, which has a context of its own.
+_BOUND: ContextVar[Mapping[str, object]] = ContextVar("bound", default=MappingProxyType({}))
 
 
 class _JsonLines(logging.Formatter):
@@ -31,6 +41,11 @@ def configure() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
+def bind(**fields: object) -> None:
+    """Adds fields to every event of the running task from here on."""
+    _BOUND.set({**_BOUND.get(), **fields})
+
+
 def event(name: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: object) -> None:
     """Logs an event with its fields; `error` adds its trace."""
-    LOGGER.log(level, name, extra={"fields": fields}, exc_info=error)
+    LOGGER.log(level, name, extra={"fields": {**fields, **_BOUND.get()}}, exc_info=error)

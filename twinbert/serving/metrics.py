@@ -1,18 +1,16 @@
-"""Prometheus: buckets, the RPC histogram, and the endpoint on a port of its own."""
+"""What both servers export to Prometheus, and the buckets of all histograms of time."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from twinbert import __version__
-from twinbert.errors import UsageError
 from twinbert.serving.status import CODES
 
 # Seconds. A Score takes from 0.5 ms (cached query) over 1 to 5 ms (a short query) to 20 ms (the paper's bound), and
@@ -21,6 +19,14 @@ from twinbert.serving.status import CODES
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
     *(0.05, 0.075, 0.1, 0.25, 1.0, 5.0),
+)
+
+RELOADED = ("certificate", "tokens")
+
+# What a call can be refused for without work: scarce things, the caller's deadline, and the caller.
+REFUSALS = (
+    *("queries", "candidates", "retrievals", "encodes", "bytes", "deadline"),
+    *("not_serving", "unauthenticated", "forbidden"),
 )
 
 
@@ -48,14 +54,21 @@ class RpcMetrics:
     def __init__(self, registry: CollectorRegistry, methods: Iterable[str]) -> None:
         duration = Histogram(
             "twinbert_rpc_duration_seconds",
-            "From the arrival of the parsed request to the response, by method and gRPC status code.",
+            "From the arrival of the request's message to the response, by method and gRPC status code.",
             ["method", "code"],
             buckets=SECONDS,
             registry=registry,
         )
         in_flight = Gauge("twinbert_rpc_in_flight", "Requests being answered.", ["method"], registry=registry)
         received = Counter("twinbert_rpc_received", "Requests that arrived.", ["method"], registry=registry)
-        methods = tuple(methods)
+        refused = Counter(
+            "twinbert_rpc_refused",
+            "Requests refused without work, by reason: something scarce, the caller's deadline, or the caller.",
+            ["method", "reason"],
+            registry=registry,
+        )
+        self.methods = methods = tuple(methods)
+        self.refused = {(m, reason): refused.labels(m, reason) for m in methods for reason in REFUSALS}
         self._answering = dict.fromkeys(methods, 0)
         self.duration = {(m, code): duration.labels(m, code.name) for m in methods for code in CODES}
         self.in_flight = {method: in_flight.labels(method) for method in methods}
@@ -78,22 +91,21 @@ class RpcMetrics:
         self.duration[method, code].observe(seconds)
 
 
-@contextlib.contextmanager
-def endpoint(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
-    """Serves /metrics; yields the port, chosen by the system where `port` is 0.
+class ReloadMetrics:
+    """What became of files that are read again when they change; every series there from the start."""
 
-    Raises:
-        UsageError: the address cannot be bound.
-    """
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise UsageError(
-            f"metrics cannot be served on {host}:{port}: {error.strerror}; choose another --metrics-port"
-        ) from error
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    def __init__(self, registry: CollectorRegistry) -> None:
+        failed = Gauge(
+            "twinbert_reload_failed",
+            "1 while the newest content of these files cannot be used and an older one is, else 0.",
+            ["what"],
+            registry=registry,
+        )
+        done = Counter("twinbert_reloads", "Times that changed files were taken over.", ["what"], registry=registry)
+        self.failed = {what: failed.labels(what) for what in RELOADED}
+        self.done = {what: done.labels(what) for what in RELOADED}
+        self.certificate_expiry = Gauge(
+            "twinbert_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that is served expires; 0 without TLS.",
+            registry=registry,
+        )

@@ -28,11 +28,15 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     ours.BundleError: grpc.StatusCode.FAILED_PRECONDITION,
     ours.CrossingMissingError: grpc.StatusCode.FAILED_PRECONDITION,
     ours.MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ours.DriftError: grpc.StatusCode.FAILED_PRECONDITION,
     store.StoreError: grpc.StatusCode.FAILED_PRECONDITION,
     store.VectorsError: grpc.StatusCode.INTERNAL,
-    ours.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ours.BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ours.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     store.StoreFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ours.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ours.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    ours.ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     ours.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     asyncio.CancelledError: grpc.StatusCode.CANCELLED,
@@ -72,7 +76,7 @@ def failure(error: BaseException) -> Failure:
             field=error.field, description=_clipped(error.description)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, ours.QueueFullError):
+    if isinstance(error, ours.BusyError):
         delay = duration_pb2.Duration(
             nanos=int(error.retry_after_s * 1e9) % 1_000_000_000, seconds=int(error.retry_after_s)
         )

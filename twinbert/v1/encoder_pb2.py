@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinbert/v1/encoder.proto\x12\x0btwinbert.v1\"A\n\rEncodeRequest\x12!\n\x05tower\x18\x01 \x01(\x0e\x32\x12.twinbert.v1.Tower\x12\r\n\x05texts\x18\x02 \x03(\t\"[\n\x0e\x45ncodeResponse\x12\x12\n\nembeddings\x18\x01 \x01(\x0c\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"_\n\x0cRefreshStart\x12&\n\x04mode\x18\x01 \x01(\x0e\x32\x18.twinbert.v1.RefreshMode\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.twinbert.v1.Encoding\"a\n\x08\x44ocument\x12\x0c\n\x02id\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x06H\x00\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07time_ms\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x05\n\x03keyB\n\n\x08_time_ms\"g\n\rDocumentBatch\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.twinbert.v1.Document\x12\x13\n\x0b\x64\x65leted_ids\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65leted_numbers\x18\x03 \x03(\x06\"\x0f\n\rRefreshCommit\"\x9f\x01\n\x0eRefreshRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.twinbert.v1.RefreshStartH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.twinbert.v1.DocumentBatchH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.twinbert.v1.RefreshCommitH\x00\x42\x06\n\x04step\"B\n\tRejection\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xbb\x01\n\x0fRefreshResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ncoded\x18\x02 \x01(\x04\x12\x0e\n\x06reused\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x04\x12\x10\n\x08rejected\x18\x05 \x01(\x04\x12*\n\nrejections\x18\x06 \x03(\x0b\x32\x16.twinbert.v1.Rejection\x12\x12\n\ngeneration\x18\x07 \x01(\t\x12\x12\n\nduplicates\x18\x08 \x01(\x04*C\n\x05Tower\x12\x15\n\x11TOWER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTOWER_QUERY\x10\x01\x12\x12\n\x0eTOWER_DOCUMENT\x10\x02*Z\n\x0bRefreshMode\x12\x1c\n\x18REFRESH_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11REFRESH_MODE_FULL\x10\x01\x12\x16\n\x12REFRESH_MODE_DELTA\x10\x02*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03\x32\x9d\x01\n\x0e\x45ncoderService\x12\x41\n\x06\x45ncode\x12\x1a.twinbert.v1.EncodeRequest\x1a\x1b.twinbert.v1.EncodeResponse\x12H\n\x07Refresh\x12\x1b.twinbert.v1.RefreshRequest\x1a\x1c.twinbert.v1.RefreshResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinbert/v1/encoder.proto\x12\x0btwinbert.v1\"A\n\rEncodeRequest\x12!\n\x05tower\x18\x01 \x01(\x0e\x32\x12.twinbert.v1.Tower\x12\r\n\x05texts\x18\x02 \x03(\t\"[\n\x0e\x45ncodeResponse\x12\x12\n\nembeddings\x18\x01 \x01(\x0c\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"n\n\x0cRefreshStart\x12&\n\x04mode\x18\x01 \x01(\x0e\x32\x18.twinbert.v1.RefreshMode\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.twinbert.v1.Encoding\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"a\n\x08\x44ocument\x12\x0c\n\x02id\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x06H\x00\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07time_ms\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x05\n\x03keyB\n\n\x08_time_ms\"g\n\rDocumentBatch\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.twinbert.v1.Document\x12\x13\n\x0b\x64\x65leted_ids\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65leted_numbers\x18\x03 \x03(\x06\"\x0f\n\rRefreshCommit\"\x9f\x01\n\x0eRefreshRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.twinbert.v1.RefreshStartH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.twinbert.v1.DocumentBatchH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.twinbert.v1.RefreshCommitH\x00\x42\x06\n\x04step\"B\n\tRejection\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xcb\x01\n\x0fRefreshResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ncoded\x18\x02 \x01(\x04\x12\x0e\n\x06reused\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x04\x12\x10\n\x08rejected\x18\x05 \x01(\x04\x12*\n\nrejections\x18\x06 \x03(\x0b\x32\x16.twinbert.v1.Rejection\x12\x12\n\ngeneration\x18\x07 \x01(\t\x12\x12\n\nduplicates\x18\x08 \x01(\x04\x12\x0e\n\x06\x61\x62sent\x18\t \x01(\x04*C\n\x05Tower\x12\x15\n\x11TOWER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTOWER_QUERY\x10\x01\x12\x12\n\x0eTOWER_DOCUMENT\x10\x02*Z\n\x0bRefreshMode\x12\x1c\n\x18REFRESH_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11REFRESH_MODE_FULL\x10\x01\x12\x16\n\x12REFRESH_MODE_DELTA\x10\x02*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03\x32\x9d\x01\n\x0e\x45ncoderService\x12\x41\n\x06\x45ncode\x12\x1a.twinbert.v1.EncodeRequest\x1a\x1b.twinbert.v1.EncodeResponse\x12H\n\x07Refresh\x12\x1b.twinbert.v1.RefreshRequest\x1a\x1c.twinbert.v1.RefreshResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinbert.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOWER']._serialized_start=940
-  _globals['_TOWER']._serialized_end=1007
-  _globals['_REFRESHMODE']._serialized_start=1009
-  _globals['_REFRESHMODE']._serialized_end=1099
-  _globals['_ENCODING']._serialized_start=1101
-  _globals['_ENCODING']._serialized_end=1201
+  _globals['_TOWER']._serialized_start=971
+  _globals['_TOWER']._serialized_end=1038
+  _globals['_REFRESHMODE']._serialized_start=1040
+  _globals['_REFRESHMODE']._serialized_end=1130
+  _globals['_ENCODING']._serialized_start=1132
+  _globals['_ENCODING']._serialized_end=1232
   _globals['_ENCODEREQUEST']._serialized_start=42
   _globals['_ENCODEREQUEST']._serialized_end=107
   _globals['_ENCODERESPONSE']._serialized_start=109
   _globals['_ENCODERESPONSE']._serialized_end=200
   _globals['_REFRESHSTART']._serialized_start=202
-  _globals['_REFRESHSTART']._serialized_end=297
-  _globals['_DOCUMENT']._serialized_start=299
-  _globals['_DOCUMENT']._serialized_end=396
-  _globals['_DOCUMENTBATCH']._serialized_start=398
-  _globals['_DOCUMENTBATCH']._serialized_end=501
-  _globals['_REFRESHCOMMIT']._serialized_start=503
-  _globals['_REFRESHCOMMIT']._serialized_end=518
-  _globals['_REFRESHREQUEST']._serialized_start=521
-  _globals['_REFRESHREQUEST']._serialized_end=680
-  _globals['_REJECTION']._serialized_start=682
-  _globals['_REJECTION']._serialized_end=748
-  _globals['_REFRESHRESPONSE']._serialized_start=751
-  _globals['_REFRESHRESPONSE']._serialized_end=938
-  _globals['_ENCODERSERVICE']._serialized_start=1204
-  _globals['_ENCODERSERVICE']._serialized_end=1361
+  _globals['_REFRESHSTART']._serialized_end=312
+  _globals['_DOCUMENT']._serialized_start=314
+  _globals['_DOCUMENT']._serialized_end=411
+  _globals['_DOCUMENTBATCH']._serialized_start=413
+  _globals['_DOCUMENTBATCH']._serialized_end=516
+  _globals['_REFRESHCOMMIT']._serialized_start=518
+  _globals['_REFRESHCOMMIT']._serialized_end=533
+  _globals['_REFRESHREQUEST']._serialized_start=536
+  _globals['_REFRESHREQUEST']._serialized_end=695
+  _globals['_REJECTION']._serialized_start=697
+  _globals['_REJECTION']._serialized_end=763
+  _globals['_REFRESHRESPONSE']._serialized_start=766
+  _globals['_REFRESHRESPONSE']._serialized_end=969
+  _globals['_ENCODERSERVICE']._serialized_start=1235
+  _globals['_ENCODERSERVICE']._serialized_end=1392
 # @@protoc_insertion_point(module_scope)

@@ -56,12 +56,14 @@ class EncodeResponse(_message.Message):
     def __init__(self, embeddings: _Optional[bytes] = ..., dimension: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class RefreshStart(_message.Message):
-    __slots__ = ("mode", "encoding")
+    __slots__ = ("mode", "encoding", "force")
     MODE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     mode: RefreshMode
     encoding: Encoding
-    def __init__(self, mode: _Optional[_Union[RefreshMode, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    force: bool
+    def __init__(self, mode: _Optional[_Union[RefreshMode, str]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., force: bool = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("id", "number", "text", "time_ms")
@@ -110,7 +112,7 @@ class Rejection(_message.Message):
     def __init__(self, document_id: _Optional[str] = ..., position: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RefreshResponse(_message.Message):
-    __slots__ = ("received", "encoded", "reused", "deleted", "rejected", "rejections", "generation", "duplicates")
+    __slots__ = ("received", "encoded", "reused", "deleted", "rejected", "rejections", "generation", "duplicates", "absent")
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     REUSED_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +121,7 @@ class RefreshResponse(_message.Message):
     REJECTIONS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     received: int
     encoded: int
     reused: int
@@ -127,4 +130,5 @@ class RefreshResponse(_message.Message):
     rejections: _containers.RepeatedCompositeFieldContainer[Rejection]
     generation: str
     duplicates: int
-    def __init__(self, received: _Optional[int] = ..., encoded: _Optional[int] = ..., reused: _Optional[int] = ..., deleted: _Optional[int] = ..., rejected: _Optional[int] = ..., rejections: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., generation: _Optional[str] = ..., duplicates: _Optional[int] = ...) -> None: ...
+    absent: int
+    def __init__(self, received: _Optional[int] = ..., encoded: _Optional[int] = ..., reused: _Optional[int] = ..., deleted: _Optional[int] = ..., rejected: _Optional[int] = ..., rejections: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., generation: _Optional[str] = ..., duplicates: _Optional[int] = ..., absent: _Optional[int] = ...) -> None: ...

@@ -142,18 +142,30 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Generation(_message.Message):
-    __slots__ = ("name", "documents", "encoding", "created_ms", "watermark_ms")
+    __slots__ = ("name", "documents", "encoding", "created_ms", "watermark_ms", "model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     CREATED_MS_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_MS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     documents: int
     encoding: str
     created_ms: int
     watermark_ms: int
-    def __init__(self, name: _Optional[str] = ..., documents: _Optional[int] = ..., encoding: _Optional[str] = ..., created_ms: _Optional[int] = ..., watermark_ms: _Optional[int] = ...) -> None: ...
+    model: str
+    def __init__(self, name: _Optional[str] = ..., documents: _Optional[int] = ..., encoding: _Optional[str] = ..., created_ms: _Optional[int] = ..., watermark_ms: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("name", "reason", "message")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    message: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("tasks", "candidates", "message_bytes", "id_bytes", "query_bytes", "hits")
@@ -172,7 +184,7 @@ class Limits(_message.Message):
     def __init__(self, tasks: _Optional[int] = ..., candidates: _Optional[int] = ..., message_bytes: _Optional[int] = ..., id_bytes: _Optional[int] = ..., query_bytes: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("current", "held", "model", "fingerprint", "crossings", "default_crossing", "calibrated", "dimension", "id_type", "query_max_tokens", "limits", "server_version")
+    __slots__ = ("current", "held", "model", "fingerprint", "crossings", "default_crossing", "calibrated", "dimension", "id_type", "query_max_tokens", "limits", "server_version", "refused")
     CURRENT_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +197,7 @@ class DescribeResponse(_message.Message):
     QUERY_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     current: Generation
     held: _containers.RepeatedCompositeFieldContainer[Generation]
     model: str
@@ -197,4 +210,5 @@ class DescribeResponse(_message.Message):
     query_max_tokens: int
     limits: Limits
     server_version: str
-    def __init__(self, current: _Optional[_Union[Generation, _Mapping]] = ..., held: _Optional[_Iterable[_Union[Generation, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., crossings: _Optional[_Iterable[_Union[Crossing, str]]] = ..., default_crossing: _Optional[_Union[Crossing, str]] = ..., calibrated: bool = ..., dimension: _Optional[int] = ..., id_type: _Optional[_Union[IdType, str]] = ..., query_max_tokens: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ...) -> None: ...
+    refused: Refusal
+    def __init__(self, current: _Optional[_Union[Generation, _Mapping]] = ..., held: _Optional[_Iterable[_Union[Generation, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., crossings: _Optional[_Iterable[_Union[Crossing, str]]] = ..., default_crossing: _Optional[_Union[Crossing, str]] = ..., calibrated: bool = ..., dimension: _Optional[int] = ..., id_type: _Optional[_Union[IdType, str]] = ..., query_max_tokens: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., refused: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,43 @@
+"""What encoding a batch costs, learned from the batches that were encoded."""
+
+from __future__ import annotations
+
+import math
+
+# Of the weight of what was learned, with each batch: some twenty batches count.
+_KEPT = 0.95
+
+
+class BatchCost:
+    """Seconds of a batch = fixed + per token × tokens, fitted by least squares to the latest batches.
+
+    A model of seconds a token alone would be wrong by the ratio of a small batch to a large one, just when a queue
+    forms: a run costs as much as a dozen tokens.
+
+    Attributes:
+        fixed_s: seconds a batch; 0 while nothing is known.
+        token_s: seconds a token.
+    """
+
+    def __init__(self) -> None:
+        self.fixed_s = self.token_s = 0.0
+        self._weight = self._tokens = self._seconds = self._tokens_squared = self._product = 0.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A batch of so many tokens took so long."""
+        self._weight = _KEPT * self._weight + 1
+        self._tokens = _KEPT * self._tokens + tokens
+        self._seconds = _KEPT * self._seconds + seconds
+        self._tokens_squared = _KEPT * self._tokens_squared + tokens * tokens
+        self._product = _KEPT * self._product + tokens * seconds
+        mean_tokens, mean_s = self._tokens / self._weight, self._seconds / self._weight
+        variance = self._tokens_squared / self._weight - mean_tokens**2
+        covariance = self._product / self._weight - mean_tokens * mean_s
+        # Where all batches are alike nothing is known of the slope: the least that larger ones can cost is assumed.
+        slope = covariance / variance if variance > 0.01 * mean_tokens**2 else 0.0
+        self.token_s = min(max(0.0, slope), mean_s / mean_tokens)
+        self.fixed_s = mean_s - self.token_s * mean_tokens
+
+    def seconds(self, tokens: int, batch_tokens: int) -> float:
+        """What so many tokens cost in batches of at most `batch_tokens`."""
+        return math.ceil(tokens / batch_tokens) * self.fixed_s + tokens * self.token_s

@@ -1,0 +1,49 @@
+"""A model that changes nothing stored: the current generation is published again, for another bundle to serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from store.files import locked, reporting_full_disk
+from store.manifest import Manifest, generation_number, write_current, write_manifest
+from store.store import Store
+
+
+def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest], Mapping[str, Any]]) -> Manifest:
+    """Publishes a new manifest over the segments of the current generation, which stay as they are.
+
+    Args:
+        store: the store.
+        model: the one that is meant to serve it from now on; its fingerprint must be the generation's.
+        software: name and version of the program, for the manifest.
+        judge: is shown the current generation while the store is locked, raises where the model must not serve it, and
+            gives the `quality` of the new manifest.
+
+    Returns:
+        The manifest of the generation that is current now.
+
+    Raises:
+        NoGenerationError: there is nothing to adopt.
+        CorruptError: the current generation cannot be read.
+        StoreFullError: no space left; CURRENT is unchanged.
+        StoreLockedError: a refresh is running.
+    """
+    with locked(store.path, f"an adoption of model {model[:12]}"):
+        current = store.manifest(store.current())
+        quality = judge(current)
+        adopted = dataclasses.replace(
+            current,
+            number=max(map(generation_number, store.generations())) + 1,
+            parent=current.name,
+            model=model,
+            created_ms=time.time_ns() // 1_000_000,
+            quality=quality,
+            writer=software,
+        )
+        with reporting_full_disk(store.path):
+            write_manifest(store.path, adopted)
+            write_current(store.path, adopted.name)
+    return adopted

@@ -1,0 +1,55 @@
+"""What batches cost, as learned from batches."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scorer_server.cost import BatchCost
+
+BATCH = 1024
+
+
+def test_nothing_is_known_at_first() -> None:
+    """Before the first batch an estimate is zero: nobody is refused on a guess."""
+    assert BatchCost().seconds(10_000, BATCH) == 0
+
+
+def test_a_fixed_and_a_growing_part_are_told_apart() -> None:
+    """From noisy batches of various sizes a queue of several batches is estimated within a tenth."""
+    cost, noise = BatchCost(), random.Random(5)
+    for _ in range(200):
+        tokens = noise.randint(3, 300)
+        cost.observe(tokens, (0.0025 + 0.0002 * tokens) * noise.uniform(0.95, 1.05))
+    assert cost.seconds(3000, BATCH) == pytest.approx(3 * 0.0025 + 3000 * 0.0002, rel=0.1)
+    assert cost.seconds(6, BATCH) == pytest.approx(0.0025 + 6 * 0.0002, rel=0.5)
+
+
+def test_batches_that_are_all_alike_say_nothing_of_larger_ones() -> None:
+    """Then a large batch is taken to cost no more: a request is refused only for what was seen."""
+    cost = BatchCost()
+    for _ in range(50):
+        cost.observe(8, 0.004)
+    assert cost.seconds(8, BATCH) == pytest.approx(0.004)
+    assert cost.seconds(BATCH, BATCH) == pytest.approx(0.004)
+    assert cost.seconds(3 * BATCH, BATCH) == pytest.approx(0.012)
+
+
+def test_the_latest_batches_count() -> None:
+    """A machine that became ten times slower is known to be after some fifty batches."""
+    cost, sizes = BatchCost(), random.Random(5)
+    for slow in (1, 10):
+        for _ in range(60):
+            tokens = sizes.randint(3, 300)
+            cost.observe(tokens, slow * (0.002 + 0.0002 * tokens))
+    assert cost.seconds(1000, BATCH) == pytest.approx(10 * 0.202, rel=0.2)
+
+
+def test_an_estimate_is_never_negative() -> None:
+    """Whatever noise makes of the fit, neither part of it falls below zero."""
+    cost = BatchCost()
+    for tokens, seconds in ((10, 5.0), (100, 0.1), (1000, 0.01), (5, 9.0)):
+        cost.observe(tokens, seconds)
+        assert cost.fixed_s >= 0
+        assert cost.token_s >= 0

@@ -1,0 +1,43 @@
+"""Settings of the servers that are out of range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+
+from twinbert.cli import command, main
+
+_NUMBERS = {"N", "BYTES", "SECONDS", "SHARE", "PORT"}
+_SERVERS = {name: command().commands[name] for name in ("serve", "encoder")}
+_FILES = ["--bundle", "/no/bundle", "--store", "/no/store"]  # not there: nothing looks at them
+
+
+def numbers() -> list[Any]:
+    """The options of each server that take a number."""
+    return [
+        pytest.param(server, one.opts[0], id=f"{server} {one.opts[0]}")
+        for server in _SERVERS
+        for one in _SERVERS[server].params
+        if one.metavar in _NUMBERS
+    ]
+
+
+@pytest.mark.parametrize("value", ["-1", f"{10**30}", "nan", "inf", "many", ""])
+@pytest.mark.parametrize(("server", "option"), numbers())
+def test_a_number_out_of_range_is_refused(server: str, option: str, value: str) -> None:
+    """Every number has a least and a most, and the complaint names its option."""
+    with pytest.raises(typer.BadParameter) as caught:
+        _SERVERS[server].make_context(server, [*_FILES, f"{option}={value}"])
+    assert f"'{option}'" in caught.value.format_message()
+
+
+@pytest.mark.parametrize("server", _SERVERS)
+def test_it_is_one_line_and_exit_code_2(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is started."""
+    assert main([server, *_FILES, "--connection-age", "0"]) == 2
+    printed = capsys.readouterr()
+    [line] = printed.err.splitlines()
+    assert line.startswith("twinbert: invalid value for '--connection-age'")
+    assert printed.out == ""

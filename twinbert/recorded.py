@@ -1,0 +1,92 @@
+"""What scorers record and refreshes read: JSON Lines in FILE, and before it in FILE.1, which together are bounded.
+
+    requests  {"time_ms", "query", "ids", "crossing"}              to try a new generation on before it is published
+    misses    {"time_ms", "id", "reason", "generation", "query"?}  candidates that were not there
+
+Times are milliseconds since the Unix epoch. Files written by hand need no times, and requests no ids and no crossing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from twinbert.errors import UsageError
+from twinbert.text import is_blank
+
+# Reasons of misses: not in the generation and not known to have been; deleted from it by a delta.
+MissReason = Literal["never_seen", "deleted"]
+DELETED: MissReason = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A query and its candidates, all strings or all integers; none: whoever replays it chooses some.
+
+    `crossing` is the name of the crossing layer that scored them; empty: the bundle's default.
+    """
+
+    query: str
+    ids: Sequence[str] | Sequence[int]
+    crossing: str
+
+
+def older(path: Path) -> Path:
+    """The file that a recorded file becomes when it is full."""
+    return path.with_name(f"{path.name}.1")
+
+
+def read_requests(path: Path, id_type: str, count: int) -> list[Request]:
+    """The latest requests of a recording with ids of this type, up to `count`, the latest first. What is no request is
+    left out: the last line may be half written.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+    """
+    requests = (request for line in _lines(path) if (request := _request(line, id_type)) is not None)
+    return list(islice(requests, count))
+
+
+def read_missed(path: Path, id_type: str) -> set[str | int]:
+    """The ids of this type in a recording of misses, but for those that were deleted.
+
+    Raises:
+        UsageError: as `read_requests`.
+    """
+    lines = (line for line in _lines(path) if _is_id(line.get("id"), id_type))
+    return {line["id"] for line in lines if line.get("reason") != DELETED}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What the lines hold, the latest first."""
+    try:
+        texts = [one.read_text("utf-8", errors="replace") for one in (path, older(path)) if one.exists()]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    if not texts:
+        raise UsageError(f"{path}: does not exist; a scorer that is told to record there makes it")
+    for text in texts:
+        for line in reversed(text.split("\n")):
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(fields, dict):
+                yield fields
+
+
+def _request(fields: dict[str, Any], id_type: str) -> Request | None:
+    query, ids, crossing = fields.get("query"), fields.get("ids", []), fields.get("crossing", "")
+    if not isinstance(query, str) or is_blank(query) or not isinstance(ids, list) or not isinstance(crossing, str):
+        return None
+    return Request(query, ids, crossing) if all(_is_id(id_, id_type) for id_ in ids) else None
+
+
+def _is_id(value: object, id_type: str) -> bool:
+    if id_type == "integer":
+        return type(value) is int and 0 <= value < 1 << 64
+    return type(value) is str and value != ""

@@ -1,0 +1,79 @@
+"""The port for those who look after a server, over HTTP: /metrics, and its health for probes that are no gRPC clients.
+
+/healthz answers 200 while the event loop turns, so while the process is worth keeping; /readyz while it takes requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from twinbert.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+# A loop that has no time for a callback in this long hangs: its longest steps take milliseconds.
+_HANGS_S = 5.0
+
+# Of a client that sends or takes nothing.
+_SILENT_S = 10.0
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENT_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class names it so
+        """Says nothing: probes come every few seconds."""
+
+
+@contextlib.contextmanager
+def endpoint(registry: CollectorRegistry, host: str, port: int, ready: Callable[[], bool]) -> Iterator[int]:
+    """Serves them from inside the running event loop; yields the port, chosen by the system where `port` is 0.
+
+    Raises:
+        UsageError: the address cannot be bound.
+    """
+    loop = asyncio.get_running_loop()
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def alive() -> bool:
+        turned = threading.Event()
+        loop.call_soon_threadsafe(turned.set)
+        return turned.wait(_HANGS_S)
+
+    probes = {"/healthz": alive, "/readyz": ready}
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        probe = probes.get(environ["PATH_INFO"])
+        if probe is None:
+            return metrics(environ, start_response)
+        status = "200 OK" if probe() else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain")])
+        return [f"{status}\n".encode()]
+
+    try:
+        server = make_server(host, port, answer, _Server, _Handler)
+    except OSError as error:
+        raise UsageError(
+            f"metrics cannot be served on {host}:{port}: {error.strerror}; choose another --metrics-port"
+        ) from error
+    thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
