@@ -29,7 +29,7 @@ class Limits:
 
 SAME_MODEL = Limits(lost=0.1, tau=0.7, overlap=0.7, shift=0.1)
 # Two good models agree far less than two days of one; a broken one agrees with nothing.
-OTHER_MODEL = Limits(lost=0.1, tau=0.2, overlap=0.2, shift=0.3)
+OTHER_MODEL = Limits(lost=0.1, tau=0.3, overlap=0.3, shift=0.3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -22,6 +23,8 @@ Lines = Iterable[Mapping[str, Any]]
 
 # Offers that may wait for the writing thread. A disk that hangs must not fill the memory.
 _WAITING = 64
+# What the writing thread has to end when the server stops.
+_LAST_SECONDS = 5.0
 
 
 class Recorder:
@@ -60,10 +63,12 @@ class Recorder:
             self._dropped.inc()
 
     def close(self) -> None:
-        """Writes what was offered, and ends the thread."""
-        self._offers.put(None)
-        self._thread.join()
-        self._file.close()
+        """Writes what was offered, and ends the thread; a disk that hangs is not waited for."""
+        with contextlib.suppress(queue.Full):
+            self._offers.put(None, timeout=_LAST_SECONDS)
+        self._thread.join(_LAST_SECONDS)
+        if not self._thread.is_alive():
+            self._file.close()
 
     def _run(self) -> None:
         while make := self._offers.get():

@@ -48,7 +48,7 @@ def test_the_share_of_documents_that_are_gone(store: Store, opened: Opened) -> N
     assert lost_share(first, first) == 0
     assert lost_share(first, other) == 0.75
     assert lost_share(other, first) == 1 - 100 / 1000
-    changes = [*documents(50, first=10_000), *gone(60, first=5000)]
+    changes: list[Document | Deletion] = [*documents(50, first=10_000), *gone(60, first=5000)]
     over = opened(delta(store, changes, encoding="float16").name)
     assert lost_share(other, over) == 60 / 1000
     assert lost_share(over, other) == 50 / 990

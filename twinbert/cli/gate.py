@@ -29,7 +29,7 @@ MaxLostOption = Annotated[
 MinTauOption = Annotated[
     float | None,
     typer.Option(
-        "--gate-min-tau", metavar="TAU", min=-1, max=1, help="Least mean Kendall's τ; 0.7, between models 0.2."
+        "--gate-min-tau", metavar="TAU", min=-1, max=1, help="Least mean Kendall's τ; 0.7, between models 0.3."
     ),
 ]
 MinOverlapOption = Annotated[
@@ -39,7 +39,7 @@ MinOverlapOption = Annotated[
         metavar="SHARE",
         min=0,
         max=1,
-        help="Least mean share of the 10 best that stay so; 0.7, between models 0.2.",
+        help="Least mean share of the 10 best that stay so; 0.7, between models 0.3.",
     ),
 ]
 MaxShiftOption = Annotated[
