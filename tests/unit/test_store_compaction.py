@@ -59,11 +59,11 @@ def store(tmp_path: Path) -> Store:
 def after(count: int) -> dict[Any, Document]:
     """The documents after so many of the deltas."""
     corpus = {one.id: one for one in BASE}
-    for change in (one for changes in CHANGES[:count] for one in changes):
-        if isinstance(change, Document):
-            corpus[change.id] = change
+    for one in (one for changes in CHANGES[:count] for one in changes):
+        if isinstance(one, Document):
+            corpus[one.id] = one
         else:
-            corpus.pop(change.id, None)
+            corpus.pop(one.id, None)
     return corpus
 
 
