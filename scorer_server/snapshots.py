@@ -114,7 +114,8 @@ class Snapshots:
             self._let_go()
 
     async def close(self) -> None:
-        """Closes all generations; no request may be running."""
+        """Closes all generations; no request may be running. One that is just being opened is given up."""
+        self._store.give_up()
         for snapshot in self.held:
             snapshot.retired = True
             self._close_unused(snapshot)
