@@ -93,7 +93,7 @@ def teacher(
     ] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Fine-tune only a recipe's teacher, a cross-encoder, on human grades: RUN/teacher/model; of several also RUN/teacher-2/model …."""
+    """Fine-tune only a recipe's teacher, a cross-encoder, on human grades."""
     from twinbert.training import recipe as recipes
 
     changes = _given(seed=seed) | ({"teacher": {"checkpoint": checkpoint}} if checkpoint else {})
