@@ -83,9 +83,7 @@ class Stack:
         rows_N = oldest_N.astype(np.int64)
         if len(self.segments) == 1:
             return rows_N, found_N
-        # A search by bisection is a third of the numpy calls of `Index.find`, which is made for more keys than these.
-        places_N = self._keys_m.searchsorted(keys_N)
-        covered_N = self._keys_m.take(places_N, mode="clip") == keys_N
+        places_N, covered_N = self._newer(keys_N)
         if covered_N.any():
             newer_N = self._rows_m.take(places_N, mode="clip")
             rows_N = np.where(covered_N, newer_N, rows_N)
@@ -94,11 +92,19 @@ class Stack:
 
     def tombstones(self, keys_N: Keys) -> Flags:
         """Which keys have a tombstone that counts: bool [N]."""
-        if self._newer is None:
+        if len(self.segments) == 1:
             return np.zeros(len(keys_N), np.bool_)
-        newer_N, covered_N = self._newer.find(keys_N)
-        deleted_N: Flags = covered_N & (newer_N == _DELETED)
+        places_N, covered_N = self._newer(keys_N)
+        deleted_N: Flags = covered_N & (self._rows_m.take(places_N, mode="clip") == _DELETED)
         return deleted_N
+
+    def _newer(self, keys_N: Keys) -> tuple[RowNumbers, Flags]:
+        """Places among the keys of the newer segments, and whether each key is one of them; where not, the place is any.
+
+        A search by bisection is a third of the numpy calls of `Index.find`, which is made for more keys than these.
+        """
+        places_N = self._keys_m.searchsorted(keys_N)
+        return places_N, self._keys_m.take(places_N, mode="clip") == keys_N
 
     def rows_at(self, places_N: npt.NDArray[np.int64]) -> RowNumbers:
         """Rows of the documents at these places, from 0 to `documents` − 1, dead rows not counted: i64 [N]."""
