@@ -99,7 +99,7 @@ class Stack:
         return deleted_N
 
     def _newer(self, keys_N: Keys) -> tuple[RowNumbers, Flags]:
-        """Places among the keys of the newer segments, and whether each key is one of them; where not, the place is any.
+        """Places among the keys of the newer segments, and whether each key is one of them; else it is any place.
 
         A search by bisection is a third of the numpy calls of `Index.find`, which is made for more keys than these.
         """
