@@ -90,6 +90,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         try:
             yield
         finally:
+            self._store.give_up()  # a refresh that is just being opened would read the whole generation first
             compacting.cancel()
             await asyncio.wait((compacting,))
             await self._refresher.close()

@@ -143,7 +143,8 @@ class Snapshots:
             self._let_go()
 
     async def close(self) -> None:
-        """Closes all generations; no request may be running."""
+        """Closes all generations; no request may be running. One that is just being opened is given up."""
+        self._store.give_up()
         if self._opening is not None:  # it compares with the current generation
             await asyncio.gather(self._opening, return_exceptions=True)
         for snapshot in self.held:

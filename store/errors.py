@@ -8,6 +8,7 @@ StoreError
 ├── FormatError              written by a newer version
 ├── StoreLockedError         another process changes the store
 ├── SupersededError          a compaction of what is not current any more
+├── GivenUpError             a verification that was broken off, since the process ends
 ├── StoreFullError           no space left
 ├── IdTypeError              ids of the wrong type for this store
 ├── RowsMismatchError        a delta whose rows are of another kind than the generation's
@@ -64,6 +65,12 @@ class SupersededError(StoreError):
     """While segments were merged, a generation without them became current; nothing was changed."""
 
     reason = "STORE_SUPERSEDED"
+
+
+class GivenUpError(StoreError):
+    """A verification was broken off: `Store.give_up` was called."""
+
+    reason = "GIVEN_UP"
 
 
 class StoreFullError(StoreError):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,14 @@ from typing import BinaryIO
 
 import xxhash
 
-from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError, StoreNotFoundError
+from store.errors import (
+    CorruptError,
+    GivenUpError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
 from store.format import LOCK, SEGMENTS
 
 _CHUNK = 4 << 20
@@ -75,18 +83,19 @@ class FileEntry:
             size += len(chunk)
         return cls(size=size, xxh3_128=quick.hexdigest(), sha256=strong.hexdigest())
 
-    def check(self, path: Path, *, thorough: bool = False) -> None:
+    def check(self, path: Path, *, thorough: bool = False, given_up: threading.Event | None = None) -> None:
         """Compares size and xxh3_128, with `thorough` also sha256.
 
         Raises:
             CorruptError: the file is missing or differs.
+            GivenUpError: `given_up` was set, while xxh3_128 alone was compared.
         """
         try:
             size = path.stat().st_size
             if size != self.size:
                 raise CorruptError(f"{path} has {size:,} bytes, not the {self.size:,} that were written; {REMEDY}")
             found = self.of(path) if thorough else None
-            quick = found.xxh3_128 if found else _xxh3_128(path)
+            quick = found.xxh3_128 if found else _xxh3_128(path, given_up)
         except OSError as error:
             raise CorruptError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
         if quick != self.xxh3_128 or (found and found.sha256 != self.sha256):
@@ -100,9 +109,11 @@ def _chunks(path: Path) -> Iterator[memoryview]:
             yield buffer[:size]
 
 
-def _xxh3_128(path: Path) -> str:
+def _xxh3_128(path: Path, given_up: threading.Event | None) -> str:
     quick = xxhash.xxh3_128()
     for chunk in _chunks(path):
+        if given_up is not None and given_up.is_set():
+            raise GivenUpError(f"{path} is not verified: the process is ending")
         quick.update(chunk)
     return quick.hexdigest()
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from store.encoding import Floats
-from store.format import DIGEST, TOMBSTONE
-from store.keys import Index, Keys, build_buckets
+from store.format import DIGEST, TOMBSTONE, U64
+from store.keys import Keys
 from store.segment import Segment
 
 RowNumbers = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Stack:
     """Open segments, which must outlive it.
 
     What is newer than the oldest segment is small, so its index is merged in memory: a lookup searches twice, however
-    many segments there are. That takes 24 bytes for each of the m keys, and 8 for each dead row.
+    many segments there are. That takes 16 bytes for each of the m keys, and 8 for each dead row.
 
     Args:
         segments: newest first; of one store, codec and id type.
@@ -45,7 +45,8 @@ class Stack:
         self.segments = tuple(reversed(segments))
         self.starts = np.cumsum([0, *(segment.entry.documents for segment in self.segments)])
         self.dead: RowNumbers = np.empty(0, np.int64)
-        self._newer: Index | None = None
+        self._keys_m: Keys = np.empty(0, U64)
+        self._rows_m: RowNumbers = np.empty(0, np.int64)
         if len(self.segments) > 1:
             self._lay_over()
 
@@ -53,12 +54,12 @@ class Stack:
         newest_first = list(zip(self.starts, self.segments, strict=False))[:0:-1]
         keys = np.concatenate([segment.index.arrays[0] for _, segment in newest_first])
         rows = np.concatenate([_numbered(start, segment) for start, segment in newest_first])
-        keys_m, first_m = np.unique(keys, return_index=True)  # of equal keys the first, which is the newest
-        self._newer = Index(keys_m, rows[first_m], build_buckets(keys_m))
+        self._keys_m, first_m = np.unique(keys, return_index=True)  # of equal keys the first, which is the newest
+        self._rows_m = rows[first_m]
         replaced = np.delete(rows, first_m)
         dead = [replaced[replaced != _DELETED]]
-        for start in range(0, len(keys_m), _BLOCK):
-            rows_N, found_N = self.segments[0].index.find(keys_m[start : start + _BLOCK])
+        for start in range(0, len(self._keys_m), _BLOCK):
+            rows_N, found_N = self.segments[0].index.find(self._keys_m[start : start + _BLOCK])
             dead.append(rows_N[found_N & (rows_N != TOMBSTONE)].astype(np.int64))
         self.dead = np.sort(np.concatenate(dead))
 
@@ -72,10 +73,7 @@ class Stack:
         """Keys that have a tombstone and no row, u64: of a generation those that an older segment had."""
         keys, rows, _ = self.segments[0].index.arrays
         gone: Keys = keys[rows == TOMBSTONE]
-        if self._newer is None:
-            return gone
-        keys_m, rows_m, _ = self._newer.arrays
-        return np.concatenate([gone[~self._newer.find(gone)[1]], keys_m[rows_m == _DELETED]])
+        return np.concatenate([np.setdiff1d(gone, self._keys_m), self._keys_m[self._rows_m == _DELETED]])
 
     def find(self, keys_N: Keys) -> tuple[RowNumbers, Flags]:
         """Rows i64 [N], and whether each key has one [N]; where it has none the row means nothing. The oldest segment
@@ -83,17 +81,24 @@ class Stack:
         """
         oldest_N, found_N = self.segments[0].index.find(keys_N)
         rows_N = oldest_N.astype(np.int64)
-        if self._newer is None:
+        if len(self.segments) == 1:
             return rows_N, found_N
-        newer_N, covered_N = self._newer.find(keys_N)
-        return np.where(covered_N, newer_N, rows_N), np.where(covered_N, newer_N != _DELETED, found_N)
+        # A search by bisection is a third of the numpy calls of `Index.find`, which is made for more keys than these.
+        places_N = self._keys_m.searchsorted(keys_N)
+        covered_N = self._keys_m.take(places_N, mode="clip") == keys_N
+        if covered_N.any():
+            newer_N = self._rows_m.take(places_N, mode="clip")
+            rows_N = np.where(covered_N, newer_N, rows_N)
+            found_N = np.where(covered_N, newer_N != _DELETED, found_N)
+        return rows_N, found_N
 
     def tombstones(self, keys_N: Keys) -> Flags:
         """Which keys have a tombstone that counts: bool [N]."""
-        if self._newer is None:
+        if len(self.segments) == 1:
             return np.zeros(len(keys_N), np.bool_)
-        newer_N, covered_N = self._newer.find(keys_N)
-        deleted_N: Flags = covered_N & (newer_N == _DELETED)
+        places_N = self._keys_m.searchsorted(keys_N)
+        covered_N = self._keys_m.take(places_N, mode="clip") == keys_N
+        deleted_N: Flags = covered_N & (self._rows_m.take(places_N, mode="clip") == _DELETED)
         return deleted_N
 
     def rows_at(self, places_N: npt.NDArray[np.int64]) -> RowNumbers:
@@ -111,13 +116,13 @@ class Stack:
 
     def read(self, rows_N: RowNumbers) -> Floats:
         """Embeddings of rows: float32 [N, D]."""
-        oldest = self.segments[0]
-        if len(self.segments) == 1:
+        oldest, end = self.segments[0], self.starts[1]
+        others = np.flatnonzero(rows_N >= end)
+        if not len(others):
             return oldest.read(rows_N)
         # Nearly all are the oldest segment's: one call takes them, and any row of it in place of the others.
-        rows_ND, scales_N = oldest.raw(np.minimum(rows_N, self.starts[1] - 1))
-        others = np.flatnonzero(rows_N >= self.starts[1])
-        for segment, places, rows in self.cut(rows_N[others]) if len(others) else ():
+        rows_ND, scales_N = oldest.raw(np.minimum(rows_N, end - 1))
+        for segment, places, rows in self.cut(rows_N[others]):
             here = others[places]
             rows_ND[here], scales = segment.raw(rows)
             if scales_N is not None:
@@ -143,11 +148,11 @@ class Stack:
 
     def times(self, rows_N: RowNumbers) -> npt.NDArray[np.int64]:
         """Source times of rows, in milliseconds since the Unix epoch: i64 [N]."""
-        if len(self.segments) == 1:
-            return self.segments[0].times.take(rows_N)
-        times_N = np.empty(len(rows_N), np.int64)
-        for segment, here, rows in self.cut(rows_N):
-            times_N[here] = segment.times[rows]
+        oldest, end = self.segments[0], self.starts[1]
+        times_N = oldest.times.take(rows_N, mode="clip")  # as in `read`, any row of it in place of the others
+        others = np.flatnonzero(rows_N >= end)
+        for segment, places, rows in self.cut(rows_N[others]) if len(others) else ():
+            times_N[others[places]] = segment.times[rows]
         return times_N
 
     def scan(self, block: int) -> Iterator[tuple[RowNumbers, Floats]]:

@@ -94,6 +94,12 @@ class Store:
         finally:
             self._pool.release_all(stack)
 
+    def give_up(self) -> None:
+        """Breaks off the verification of segments that are being opened, with GivenUpError: the process is to end, and
+        not to read gigabytes first. For any thread.
+        """
+        self._pool.given_up.set()
+
     def writer(
         self,
         *,

@@ -162,7 +162,7 @@ def test_a_refresh_publishes(tiny_bundle: Path, store: Path, runtime: Runtime) -
         assert_current(store, runtime, TEXTS)
         changed = TEXTS | {"d7": "another text", "new": "running shoes"}
         *_, last = stub.Refresh(iter([start(), batch(*documents(changed | {"d3": "x"})), batch(*sent[3:4]), COMMIT]))
-        assert (last.encoded, last.reused, last.duplicates) == (3, 119, 1)
+        assert (last.encoded, last.reused, last.duplicates) == (2, 119, 1)
         assert_current(store, runtime, changed)
 
 
@@ -260,22 +260,23 @@ def test_one_refresh_at_a_time(tiny_bundle: Path, store: Path, tmp_path: Path) -
         ([start(), start()], grpc.StatusCode.INVALID_ARGUMENT, "step: is start"),
         ([start(), pb.RefreshRequest()], grpc.StatusCode.INVALID_ARGUMENT, "step: is empty"),
         ([pb.RefreshRequest(start=pb.RefreshStart())], grpc.StatusCode.INVALID_ARGUMENT, "start.mode: is unspecified"),
+        ([pb.RefreshRequest(start=pb.RefreshStart(mode=7))], grpc.StatusCode.INVALID_ARGUMENT, "REFRESH_MODE_DELTA"),
         ([start(9)], grpc.StatusCode.INVALID_ARGUMENT, "start.encoding: 9 is unknown"),
         ([start(), COMMIT], grpc.StatusCode.FAILED_PRECONDITION, "no document came"),
         (
             [pb.RefreshRequest(start=pb.RefreshStart(mode=pb.REFRESH_MODE_DELTA))],
-            grpc.StatusCode.UNIMPLEMENTED,
-            "REFRESH_MODE_DELTA is not in this version",
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "has no current generation",
         ),
         (
             [start(), pb.RefreshRequest(batch=pb.DocumentBatch(deleted_ids=["a"]))],
-            grpc.StatusCode.UNIMPLEMENTED,
-            "deletions need a delta refresh",
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "batch: has deletions, which need REFRESH_MODE_DELTA",
         ),
         (
             [start(), pb.RefreshRequest(batch=pb.DocumentBatch(deleted_numbers=[1]))],
-            grpc.StatusCode.UNIMPLEMENTED,
-            "deletions need a delta refresh",
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "batch: has deletions, which need REFRESH_MODE_DELTA",
         ),
     ],
 )
@@ -334,7 +335,8 @@ def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) ->
     """Counters are exported at zero before anything happens, and count what happens."""
     with running("encoder", tiny_bundle, store) as server, connected(server) as stub:
         before = server.metrics()
-        outcomes = {"documents": ("encoded", "reused", "rejected", "duplicate")}
+        outcomes = {"documents": ("encoded", "reused", "deleted", "rejected", "duplicate")}
+        outcomes["compactions"] = ("published", "superseded", "failed")
         outcomes["refreshes"] = ("published", "refused", "failed", "abandoned")
         for name, values in outcomes.items():
             for outcome in values:
@@ -343,14 +345,15 @@ def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) ->
             assert before[f'twinbert_encoder_truncated_total{{tower="{tower}"}}'] == 0
         for method in ("Encode", "Refresh"):
             assert before[f'twinbert_rpc_duration_seconds_count{{code="OK",method="{method}"}}'] == 0
-        assert before["twinbert_encoder_last_publish_timestamp_seconds"] == 0
+        for name in ("last_publish_timestamp_seconds", "segments", "dead_row_ratio"):
+            assert before[f"twinbert_encoder_{name}"] == 0
         long = "a list " * 100
         stub.Encode(pb.EncodeRequest(tower=pb.TOWER_QUERY, texts=[long, "a"]))
-        requests = [start(), batch(*documents({"a": long, "b": "c", "d": " "})), batch(*documents({"a": "e"})), COMMIT]
+        requests = [start(), batch(*documents({"a": "c", "b": long, "d": " "})), batch(*documents({"a": "e"})), COMMIT]
         *_, last = stub.Refresh(iter(requests))
         after = server.metrics()
         counts = [after[f'twinbert_encoder_documents_total{{outcome="{one}"}}'] for one in outcomes["documents"]]
-        assert counts == [3, 0, 1, 1]
+        assert counts == [2, 0, 0, 1, 1]
         assert [after[f'twinbert_encoder_truncated_total{{tower="{one}"}}'] for one in ("query", "document")] == [1, 1]
         assert after["twinbert_encoder_refresh_duration_seconds_count"] == 1
         assert after["twinbert_encoder_last_publish_timestamp_seconds"] > 1.7e9

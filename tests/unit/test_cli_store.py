@@ -9,7 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from store_cases import FINGERPRINT, MODEL, data_file, documents, flip, holds, interrupt, refresh, tree, writer
+from store_cases import (
+    FINGERPRINT,
+    MODEL,
+    Document,
+    data_file,
+    delta,
+    documents,
+    flip,
+    holds,
+    interrupt,
+    refresh,
+    tree,
+    writer,
+)
 
 from store.format import BUILDING, CURRENT, GENERATIONS
 from store.store import Store
@@ -156,6 +169,46 @@ def test_gc(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--keep" in refused(capsys, "gc", "--store", store.path, "--keep", 0)
 
 
+def test_compact(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """Compacting merges what deltas made, all or the newest, and says what became of what; the list shows segments."""
+    third = store.current()
+    for number in range(3):
+        delta(store, [Document(f"document-{number}", "other")])
+    before = store.current()
+    (line,) = run(capsys, "compact", "--store", store.path, "--newest", 2)
+    middle = store.current()
+    assert line == (
+        f"{store.path}: current is {middle}, it was {before}: 2 segments became one of 2 documents, "
+        "0 dead rows are left out"
+    )
+    (line,) = run(capsys, "compact", "--store", store.path)
+    assert line.endswith("3 segments became one of 5 documents, 3 dead rows are left out")
+    heading, *lines = [line.split("\t") for line in run(capsys, "list", "--store", store.path)]
+    segments = [dict(zip(heading, line, strict=True))["segments"] for line in lines]
+    assert segments == ["1", "1", "1", "2", "3", "4", "3", "1"]
+    listed = json.loads("\n".join(run(capsys, "list", "--store", store.path, "--json")))
+    assert [(one["segments"], one["dead_share"]) for one in listed[-3:]] == [(4, 0.375), (3, 0.375), (1, 0.0)]
+    (line,) = run(capsys, "compact", "--store", store.path)
+    assert line == f"{store.path}: {store.current()} has one segment, there is nothing to merge"
+    run(capsys, "rollback", third, "--store", store.path)
+    assert holds(store, documents(5))
+
+
+def test_pin_and_unpin(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pinned generation is marked in the list and outlives collections; what is not there cannot be pinned."""
+    first, second, third = store.generations()
+    assert run(capsys, "pin", first, "--store", store.path) == [f"{store.path}: {first} is pinned"]
+    run(capsys, "gc", "--store", store.path, "--keep", 1)
+    assert store.generations() == [first, second, third]
+    marks = [line.split("\t")[0] for line in run(capsys, "list", "--store", store.path)[1:]]
+    assert marks == ["*", "", "→"]
+    run(capsys, "unpin", first, "--store", store.path)
+    run(capsys, "gc", "--store", store.path, "--keep", 1)
+    assert store.generations() == [second, third]
+    assert "has no generation" in refused(capsys, "pin", first, "--store", store.path)
+    assert "pinned are: none" in refused(capsys, "unpin", second, "--store", store.path)
+
+
 def test_copy(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A copy makes the other store, says what is current there, and moves nothing the second time."""
     there = Store(tmp_path / "there")
@@ -182,7 +235,17 @@ def test_no_target_from_the_environment(store: Store, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("command", "options"), [("list", []), ("verify", []), ("rollback", []), ("gc", []), ("copy", ["x"])]
+    ("command", "options"),
+    [
+        ("list", []),
+        ("verify", []),
+        ("rollback", []),
+        ("pin", ["000001-00000000"]),
+        ("unpin", ["000001-00000000"]),
+        ("gc", []),
+        ("compact", []),
+        ("copy", ["x"]),
+    ],
 )
 def test_no_store(command: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no store is said to be none, and is not made one."""
@@ -194,7 +257,8 @@ def test_no_store(command: str, options: list[str], tmp_path: Path, capsys: pyte
 def test_a_running_refresh(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While a refresh runs, what changes the store is refused with its holder, and what reads it is not."""
     with writer(store):
-        for command, *options in (["rollback"], ["gc"], ["gc", "--dry-run"]):
+        name = store.current()
+        for command, *options in (["rollback"], ["pin", name], ["gc"], ["gc", "--dry-run"], ["compact"]):
             assert f"process {os.getpid()} " in refused(capsys, command, "--store", store.path, *options)
         for command in ("list", "verify"):
             assert in_process(store, command).returncode == 0

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from twinbert.client import Document, EncoderClient, Progress, Rejection
+from twinbert.client import Deletion, Document, EncoderClient, Progress, Rejection
 from twinbert.client.channel import MESSAGE_BYTES
 from twinbert.errors import InvalidRequestError, RemoteError
 from twinbert.v1 import encoder_pb2 as pb
@@ -129,6 +129,22 @@ def test_refresh_streams_batches_and_ends_with_the_generation(client: EncoderCli
     assert [report.received for report in reports] == [1_000, 2_000, 2_500, 2_500]
     assert [report.generation for report in reports] == ["", "", "", GENERATION]
     assert reports[0] == Progress(1_000, 0, 0, 1, 0, (Rejection("sku-7", 7, "the text is blank"),), "")
+
+
+def test_a_delta_keeps_the_order_of_its_changes(client: EncoderClient, encoder: FakeEncoder) -> None:
+    """Deletions go out behind the documents of their batch, so what comes again after its deletion begins another."""
+    changes = [Document("a", "red"), Deletion("b"), Document("c", "blue"), Deletion("a"), Document("b", "green")]
+    list(client.refresh(changes, delta=True))
+    assert encoder.steps[0].start.mode == pb.REFRESH_MODE_DELTA
+    first, second = (step.batch for step in encoder.steps[1:-1])
+    assert [one.id for one in first.documents] == ["a", "c"]
+    assert list(first.deleted_ids) == ["b", "a"]
+    assert [one.id for one in second.documents] == ["b"]
+    encoder.steps.clear()
+    list(client.refresh((Deletion(n) for n in range(1_500)), delta=True))
+    assert [len(step.batch.deleted_numbers) for step in encoder.steps[1:-1]] == [1_000, 500]
+    with pytest.raises(InvalidRequestError, match=r"documents\[0\]"):
+        list(client.refresh([Deletion(-1)], delta=True))
 
 
 def test_refresh_batches_stay_under_the_message_limit(client: EncoderClient, encoder: FakeEncoder) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder_server.documents import Document, DocumentSource, Rejection
+from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.documents.document import MAX_DOCUMENT_BYTES, MAX_ID_BYTES
 from store import format as store_format
 from twinbert.errors import UsageError
@@ -36,29 +36,32 @@ class Settings(TypedDict, total=False):
     text_columns: Sequence[str]
     time_column: str
     id_type: str
+    delta: bool
 
 
-def read(path: Path | str, **settings_: Unpack[Settings]) -> list[Document | Rejection]:
+def read(path: Path | str, **settings_: Unpack[Settings]) -> list[Document | Deletion | Rejection]:
     """All that comes from this path."""
     return list(DocumentSource(path=path, **settings_))
 
 
 def read_bytes(
     folder: Path, content: bytes, name: str = "docs.jsonl", **settings_: Unpack[Settings]
-) -> list[Document | Rejection]:
+) -> list[Document | Deletion | Rejection]:
     """All that comes from a file of this content."""
     path = folder / name
     path.write_bytes(content)
     return read(path, **settings_)
 
 
-def read_table(folder: Path, columns: dict[str, Any], **settings_: Unpack[Settings]) -> list[Document | Rejection]:
+def read_table(
+    folder: Path, columns: dict[str, Any], **settings_: Unpack[Settings]
+) -> list[Document | Deletion | Rejection]:
     """All that comes from a Parquet file of these columns."""
     pq.write_table(pa.table(columns), folder / "docs.parquet")
     return read(folder / "docs.parquet", **settings_)
 
 
-def the_rejection(items: Iterable[Document | Rejection]) -> Rejection:
+def the_rejection(items: Iterable[Document | Deletion | Rejection]) -> Rejection:
     """The only rejection among them."""
     [rejection] = [item for item in items if isinstance(item, Rejection)]
     return rejection
@@ -245,6 +248,34 @@ def test_bad_json_line_is_rejected_alone(tmp_path: Path, line: bytes | str, docu
     assert reason in second.reason
     assert len(second.reason) < 200
     assert third == Document("c", "c\0", None)
+
+
+def test_deletions_of_a_delta(tmp_path: Path) -> None:
+    """In a delta `deleted: true` deletes, in every format, whatever else the row says; its id is checked."""
+    lines = (
+        b'{"id": "a", "deleted": true}\n{"id": "b", "text": "x"}\n{"id": "c", "text": 5, "time": [], "deleted": true}\n'
+    )
+    expected = [Deletion("a"), Document("b", "x", None), Deletion("c")]
+    assert read_bytes(tmp_path, lines, delta=True) == expected
+    table = b"id\ttext\ttime\tdeleted\na\t\t\ttrue\nb\tx\t\tfalse\nc\tx\tsoon\ttrue\n"
+    assert read_bytes(tmp_path, table, "docs.tsv", delta=True) == expected
+    columns = {"id": ["a", "b", "c"], "text": [None, "x", "x"], "deleted": [True, None, True]}
+    assert read_table(tmp_path, columns, delta=True) == expected
+    for line in (b'{"deleted": true}', b'{"id": "", "deleted": true}', b'{"id": 7, "deleted": true}'):
+        assert isinstance(read_bytes(tmp_path, line, delta=True, id_type="string")[0], Rejection)
+    assert read_bytes(tmp_path, b'{"id": 7, "deleted": true}\n{"id": "x", "deleted": true}', delta=True)[0] == Deletion(
+        7
+    )
+
+
+def test_a_delta_may_be_empty(tmp_path: Path) -> None:
+    """A delta in which nothing changed is no error, in every format, and without a byte to tell the format by."""
+    for name in ("docs.jsonl", "docs.tsv", "docs.parquet", "docs"):
+        assert read_bytes(tmp_path, b"", name, delta=True) == []
+        with pytest.raises(UsageError):
+            read_bytes(tmp_path, b"", name)
+    assert read_table(tmp_path, {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, delta=True) == []
+    assert read_bytes(tmp_path, b"id\ttext\n", "docs.tsv", delta=True) == []
 
 
 @pytest.mark.parametrize(

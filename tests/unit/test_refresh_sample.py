@@ -14,11 +14,13 @@ def sampled(sample: Sample) -> dict[str | int, str]:
     return sample._texts
 
 
-@given(st.lists(st.lists(st.integers(0, 150), max_size=60), max_size=20))
-def test_a_sampled_document_is_the_last_of_its_id(windows: Sequence[Sequence[int]]) -> None:
-    """Whatever ids repeat, in a window or later, the sample holds the text that the store will hold."""
+@given(st.lists(st.tuples(st.lists(st.integers(0, 150), max_size=60), st.sets(st.integers(0, 150))), max_size=20))
+def test_a_sampled_document_is_the_last_of_its_id(windows: Sequence[tuple[Sequence[int], set[int]]]) -> None:
+    """Whatever ids repeat or are deleted, in a window or later, the sample holds the text that the store will hold."""
     sample, last = Sample(), dict[int, str]()
-    for number, keys in enumerate(windows):
+    for number, (keys, deleted) in enumerate(windows):
+        sample.forget(deleted)
+        last |= dict.fromkeys(deleted.intersection(last), "")
         texts = [f"{number} {place}" for place in range(len(keys))]
         sample.offer(keys, texts)
         last |= dict(zip(keys, texts, strict=True))

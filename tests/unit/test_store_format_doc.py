@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from store_cases import Document, data_file, embeddings, flip, forge, interrupt, refresh, tree
+from store_cases import Deletion, Document, data_file, delta, embeddings, flip, forge, interrupt, refresh, tree
 
 from store import encoding as encodings
 from store import format as fmt
 from store.building import ENTRY
-from store.files import FileEntry
+from store.compaction import compact
+from store.files import PASSING, FileEntry
 from store.format import U64
+from store.maintenance import pin
 from store.manifest import Manifest, SegmentEntry
 from store.segment import write_segment
 from store.store import Store
@@ -53,32 +55,46 @@ def test_the_reader_uses_nothing_of_ours() -> None:
     assert imported == {"json", "hashlib", "pathlib", "lmdb", "numpy", "xxhash"}
 
 
-@pytest.mark.parametrize("part_rows", [None, 5], ids=["one part", "parts"])
+@pytest.mark.parametrize("shape", ["one part", "parts", "deltas", "deltas in parts"])
 @pytest.mark.parametrize("id_type", ["string", "integer"])
 @pytest.mark.parametrize("stored", [("float32", False), ("float16", False), ("uint8", True), ("uint8", False)])
 def test_the_reader_reads_a_store(
-    store: Store, monkeypatch: pytest.MonkeyPatch, stored: tuple[str, bool], id_type: str, part_rows: int | None
+    store: Store, monkeypatch: pytest.MonkeyPatch, stored: tuple[str, bool], id_type: str, shape: str
 ) -> None:
-    """Written from the document alone, the reader finds in a real store what our own reader finds, bit for bit."""
+    """Written from the document alone, the reader finds in a real store what our own reader finds, bit for bit, after
+    deltas and a compaction too.
+    """
     encoding, fixed_step = stored
-    if part_rows is not None:
+    if "parts" in shape:
         row_bytes = encodings.codec(encoding, 16, fixed_step=fixed_step).row_bytes
-        monkeypatch.setattr(write_segment, "__kwdefaults__", {"part_bytes": part_rows * row_bytes})
+        monkeypatch.setattr(write_segment, "__kwdefaults__", {"part_bytes": 5 * row_bytes})
     ids: list[Any] = [2**64 - 1 - 7 * i for i in range(33)] if id_type == "integer" else [f"é {i}" for i in range(33)]
     chosen = [Document(id_, f"text {i}", i - 5) for i, id_ in enumerate(ids)]
-    refresh(store, chosen, encoding=encoding, fixed_step=fixed_step, id_type=id_type)
+    settings: dict[str, Any] = {"encoding": encoding, "fixed_step": fixed_step, "id_type": id_type}
+    if "deltas" in shape:
+        extra = [
+            Document(0 if id_type == "integer" else "é", "text"),
+            Document(1 if id_type == "integer" else "x", "text"),
+        ]
+        refresh(store, [*chosen[:20], Document(ids[30], "an older text"), *extra], **settings)
+        delta(store, [*chosen[15:31], *(Deletion(one.id) for one in extra)], **settings)
+        delta(store, [*chosen[31:], Deletion(ids[3])], **settings)
+        delta(store, [Deletion(extra[0].id), *chosen[3:4]], **settings)
+        compact(store, software="tests 1", newest=2)
+    else:
+        refresh(store, chosen, **settings)
 
     read = reader(store)
     generation = store.open(store.current())
     ours_ND = generation.read(generation.locate(np.array(ids, U64) if id_type == "integer" else ids))
     generation.close()
-    assert read.count == 33
+    assert len(read.segments) == (3 if "deltas" in shape else 1)
     for document, ours_D in zip(chosen, ours_ND, strict=True):
         row = read.row(document.id)
-        np.testing.assert_array_equal(read.embedding(row), ours_D)
-        assert read.document_id(row) == document.id
-        assert read.digest(row) == hashlib.blake2b(document.text.encode(), digest_size=16).digest()
-        assert read.time_ms(row) == document.time_ms
+        np.testing.assert_array_equal(read.embedding(*row), ours_D)
+        assert read.document_id(*row) == document.id
+        assert read.digest(*row) == hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        assert read.time_ms(*row) == document.time_ms
     for absent in [0, 1, 2**63] if id_type == "integer" else ["", "é", "é 33"]:
         assert read.row(absent) is None
     if encoding == "float32":
@@ -96,7 +112,7 @@ def test_the_reader_follows_the_seed(store: Store, monkeypatch: pytest.MonkeyPat
     read = reader(other)
     assert read.manifest["seed"] == 2**64 - 5
     for document in chosen:
-        np.testing.assert_array_equal(read.embedding(read.row(document.id)), embeddings([document.text])[0])
+        np.testing.assert_array_equal(read.embedding(*read.row(document.id)), embeddings([document.text])[0])
 
 
 def test_the_reader_refuses_what_it_must(store: Store) -> None:
@@ -121,21 +137,23 @@ def test_the_reader_refuses_what_it_must(store: Store) -> None:
 def test_every_name_is_in_the_document() -> None:
     """Each database, key, file, encoding, id type and manifest field that the code has stands in the document."""
     names = {value.decode() for value in vars(fmt).values() if isinstance(value, bytes)}
-    names |= {fmt.LOCK, fmt.CURRENT, fmt.GENERATIONS, fmt.SEGMENTS, fmt.BUILDING, fmt.DATA}
+    names |= {fmt.LOCK, fmt.COMPACTION, fmt.CURRENT, fmt.GENERATIONS, fmt.SEGMENTS, fmt.BUILDING, fmt.DATA}
+    names |= {fmt.COMPACTION_DRAFT, PASSING}
     names |= {*fmt.ID_TYPES, *encodings.ENCODINGS, fmt.part_key(0).decode(), fmt.part_key(1).decode()}
     for described in (Manifest, SegmentEntry, FileEntry):
         names |= {field.name for field in dataclasses.fields(described)}
     names -= {"file"}  # `files` on disk
     names |= {"format", "files"}
+    assert f"9f3c01ab{fmt.PIN}" in PAGE
     assert {name for name in names if not re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", PAGE)} == set()
 
 
 def test_the_numbers_in_the_document() -> None:
     """The limits that the document states are those of the code."""
     assert f"This is format {fmt.FORMAT}." in PAGE
-    assert f"0x{fmt.TOMBSTONE:X} would be a tombstone" in PAGE
+    assert f"0x{fmt.TOMBSTONE:X} is a tombstone" in PAGE
     assert f"1 to {fmt.MAX_ID_BYTES} bytes each" in PAGE
-    assert f"1 to {fmt.MAX_ROWS:,}" in PAGE
+    assert f"0 to {fmt.MAX_ROWS:,}" in PAGE
     assert fmt.MAX_PART_BYTES == 4 * 2**30 - 64 * 2**10
     assert "4 GiB − 64 KiB" in PAGE
     assert f"{fmt.PAGE_HEADER} bytes behind the start of a page" in PAGE
@@ -158,13 +176,14 @@ def test_a_manifest_has_the_fields_of_the_document(store: Store) -> None:
 def test_the_files_are_those_of_the_document(store: Store) -> None:
     """A store has the files that the document lists, and no others; a build is named as it says."""
     refresh(store, [Document("a", "text")])
+    pin(store, store.current())
     interrupt(store, [Document("b", "other")], encoding="uint8")
-    patterns = [r"CURRENT", r"generations/\d{6}-[0-9a-f]{8}\.json", r"segments/[0-9a-f]{32}/data\.mdb"]
+    patterns = [r"CURRENT", r"generations/\d{6}-[0-9a-f]{8}\.(json|pin)", r"segments/[0-9a-f]{32}/data\.mdb"]
     patterns.append(r"building/[0-9a-f]{16}/(vectors|entries|ids)\.bin")
     for path in tree(store.path):
         assert any(re.fullmatch(pattern, path) for pattern in patterns), path
     (build,) = (store.path / fmt.BUILDING).iterdir()
-    identity = json.dumps(["fe" * 32, "uint8", False, 16])
+    identity = json.dumps(["fe" * 32, "uint8", False, 16, "refresh"])
     assert build.name == hashlib.sha256(identity.encode()).hexdigest()[:16]
     assert ENTRY.itemsize == 20
     assert (build / "entries.bin").stat().st_size == 20

@@ -1,6 +1,7 @@
-"""A disk that fills up at any moment of a refresh: an error that says so, the old generation, a next run that works.
+"""A disk that fills up at any moment of a refresh, a delta or a compaction: an error that says so, the old generation,
+a next run that works.
 
-The refreshes run in a process of their own, which a write through a map without space behind it would kill.
+They run in a process of their own, which a write through a map without space behind it would kill.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from store_cases import Document, batch_of, documents, embeddings, holds, refresh, tree, writer
+from store_cases import Deletion, Document, batch_of, delta, documents, embeddings, holds, refresh, tree, writer
 
+from store.compaction import compact
 from store.errors import StoreError, StoreFullError
 from store.format import BUILDING, GENERATIONS, SEGMENTS
 from store.maintenance import copy, gc, rollback
@@ -24,6 +26,7 @@ from store.store import Store
 from store.verification import verify
 
 OLD, NEW = documents(40), documents(150, text="new")
+HALVES = ("segment", "ordered.bin", "compaction")
 
 
 def in_process(function: Callable[[Path], object], folder: Path, *prefix: str) -> list[list[object]]:
@@ -42,9 +45,14 @@ def in_process(function: Callable[[Path], object], folder: Path, *prefix: str) -
 
 
 def attempt(store: Store, chosen: list[Document], order: Iterable[int] = ()) -> str:
-    """How a refresh ends: "published", or the error's type and the words that it must have."""
+    """How a refresh ends: see `outcome`."""
+    return outcome(lambda: refresh(store, chosen, order=list(order)))
+
+
+def outcome(act: Callable[[], object]) -> str:
+    """How it ends: "published", "full" where the error has the words that it must have, else the error."""
     try:
-        refresh(store, chosen, order=list(order))
+        act()
     except StoreFullError as error:
         return "full" if "bytes are needed" in str(error) and "run again" in str(error) else str(error)
     except (StoreError, OSError) as error:
@@ -53,12 +61,12 @@ def attempt(store: Store, chosen: list[Document], order: Iterable[int] = ()) -> 
 
 
 def drafts(store: Store) -> list[str]:
-    """What a refresh that failed while sealing or publishing must not leave."""
-    halves = [path.name for path in (store.path / BUILDING).rglob("*") if path.name in ("segment", "ordered.bin")]
-    current = store.current()
-    others = [path.name for path in (store.path / GENERATIONS).iterdir() if path.stem != current]
-    segment = store.manifest(current).segments[0].id
-    return halves + others + [path.name for path in (store.path / SEGMENTS).iterdir() if path.name != segment]
+    """What a change that failed while sealing, merging or publishing must not leave."""
+    halves = [path.name for path in (store.path / BUILDING).rglob("*") if path.name in HALVES]
+    kept = {store.current(), store.manifest(store.current()).parent}
+    others = [path.name for path in (store.path / GENERATIONS).iterdir() if path.stem not in kept]
+    segments = {one.id for name in kept.intersection(store.generations()) for one in store.manifest(str(name)).segments}
+    return halves + others + [path.name for path in (store.path / SEGMENTS).iterdir() if path.name not in segments]
 
 
 def report(*values: object) -> None:
@@ -116,6 +124,74 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         pytest.skip("this system does not let its users mount file systems")
     *failed, last = in_process(a_disk_that_is_full, tmp_path, *unshare)
     assert len(failed) > 50
+    assert failed == [["full", True, []]] * len(failed)
+    assert last == ["published", True, []]
+
+
+def grown(folder: Path) -> Store:
+    """A store of OLD and a delta, which are to be merged."""
+    store = Store(folder)
+    refresh(store, OLD)
+    delta(store, [*documents(100, first=40), Deletion("document-3")])
+    return store
+
+
+def is_old(store: Store) -> bool:
+    """Whether the current generation is that of `grown`."""
+    return holds(store, [one for one in documents(140) if one.id != "document-3"])
+
+
+def changes_that_cannot_grow(folder: Path) -> None:
+    """Deltas and compactions under ever larger limits on the size of a file."""
+    store = grown(folder)
+    before = store.current()
+    for limit in (0, 20, 1 << 10, 4 << 10, 9 << 10, 16 << 10, 64 << 10, 256 << 10, 300 << 10):
+        for act in (lambda: delta(store, NEW), lambda: compact(store, software="tests 1")):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            ended = outcome(act)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            report(ended, store.current() == before and is_old(store), drafts(store))
+    compact(store, software="tests 1")
+    report("published", is_old(store), drafts(store))
+    delta(store, NEW)
+    report("published", holds(store, NEW), len(store.manifest(store.current()).segments))
+
+
+def test_changes_that_cannot_grow(tmp_path: Path) -> None:
+    """Whichever file of a delta or a compaction hits a limit, it fails like a refresh, and the next one succeeds."""
+    *failed, compacted, last = in_process(changes_that_cannot_grow, tmp_path)
+    assert failed == [["full", True, []]] * 18
+    assert compacted[:2] == ["published", True]
+    assert last == ["published", True, 2]
+
+
+def changes_on_a_disk_that_is_full(folder: Path) -> None:
+    """Deltas, then compactions, on a small file system with ever more room."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
+    store, ballast = grown(folder / "store"), folder / "ballast"
+    for act in (lambda: compact(store, software="tests 1"), lambda: delta(store, NEW)):
+        before = store.current()
+        for room in range(0, 1500 << 10, 12 << 10):
+            disk = os.statvfs(folder)
+            ballast.write_bytes(bytes(max(0, disk.f_bavail * disk.f_bsize - room)))
+            ended = outcome(act)
+            ballast.unlink()
+            if ended == "published":
+                break
+            report(ended, store.current() == before and is_old(store), drafts(store))
+            for build in (store.path / BUILDING).iterdir():  # so that each run needs as much room as the first
+                shutil.rmtree(build)
+        gc(store, keep=1)
+    report(ended, holds(store, NEW), [str(problem) for _, problem in verify(store) if problem is not None])
+
+
+def test_changes_on_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Wherever a disk runs full, a delta and a compaction fail as they should, and with room they go through."""
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let its users mount file systems")
+    *failed, last = in_process(changes_on_a_disk_that_is_full, tmp_path, *unshare)
+    assert len(failed) > 40
     assert failed == [["full", True, []]] * len(failed)
     assert last == ["published", True, []]
 

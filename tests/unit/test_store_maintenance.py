@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_cases import data_file, documents, flip, forge, holds, interrupt, refresh, tree
@@ -137,9 +138,9 @@ def test_a_collection_during_a_verification(store: Store, monkeypatch: pytest.Mo
     _, second, third = store.generations()
     check = FileEntry.check
 
-    def check_too_late(self: FileEntry, path: Path, *, thorough: bool = False) -> None:
+    def check_too_late(self: FileEntry, path: Path, **options: Any) -> None:
         gc(store, keep=1)
-        check(self, path, thorough=thorough)
+        check(self, path, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(FileEntry, "check", check_too_late)

@@ -177,6 +177,18 @@ HOSTILE: dict[str, Callable[[Fields], object]] = {
         segment(field("documents", 19))(fields),
     ),
     "documents that do not add up": field("documents", 21),
+    "documents that are not all there": field("documents", 19),
+    "documents as a fraction": field("documents", 20.0),
+    "tombstones in the oldest segment": segment(field("deleted", 3)),
+    "negative tombstones": segment(field("deleted", -1)),
+    "no segments": field("segments", []),
+    "a segment twice": lambda fields: fields.update(segments=fields["segments"] * 2),
+    "an empty segment": lambda fields: fields["segments"].insert(
+        0, fields["segments"][0] | {"id": "0" * 32, "documents": 0}
+    ),
+    "a newer segment that is missing": lambda fields: fields["segments"].insert(
+        0, fields["segments"][0] | {"id": "0" * 32, "documents": 1}
+    ),
     "countless documents": counts(2**70),
     "no documents": counts(0),
     "negative documents": counts(-1),
@@ -245,8 +257,6 @@ def test_other_spelling_is_refused(store: Store) -> None:
     [
         field("format", 2),
         lambda fields: fields.update(format=2, colour="red", segments={}),
-        segment(field("deleted", 3)),
-        lambda fields: fields.update(segments=fields["segments"] * 2, documents=40),
     ],
 )
 def test_a_newer_format_says_update(store: Store, change: Callable[[Fields], object]) -> None:

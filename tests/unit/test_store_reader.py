@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ import pytest
 from store_cases import add, batch_of, documents, embeddings, holds, refresh, writer
 
 from store.documents import Batch
+from store.errors import GivenUpError
 from store.files import FileEntry
 from store.format import DIGEST, U64
 from store.reader import Generation
@@ -122,15 +123,38 @@ def test_a_segment_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     checked: list[Path] = []
     check = FileEntry.check
 
-    def counted(self: FileEntry, path: Path, *, thorough: bool = False) -> None:
+    def counted(self: FileEntry, path: Path, **options: Any) -> None:
         checked.append(path)
-        check(self, path, thorough=thorough)
+        check(self, path, **options)
 
     monkeypatch.setattr(FileEntry, "check", counted)
     store = Store(tmp_path)
     for _ in range(3):
         assert holds(store, documents(9))
     assert len(checked) == 1
+
+
+def test_a_verification_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends does not read a large segment to its end first; what was verified before still opens."""
+    refresh(Store(tmp_path), documents(9))
+    before, ending = Store(tmp_path), Store(tmp_path)
+    before.open(before.current()).close()
+    read = 0
+
+    def chunks(path: Path) -> Iterator[memoryview]:
+        nonlocal read
+        for byte in path.read_bytes():
+            read += 1
+            if read == 100:
+                ending.give_up()
+            yield memoryview(bytes([byte]))
+
+    monkeypatch.setattr("store.files._chunks", chunks)
+    with pytest.raises(GivenUpError, match="not verified"):
+        ending.open(ending.current())
+    assert read == 100
+    before.give_up()
+    before.open(before.current()).close()
 
 
 def test_many_threads_share_a_store(tmp_path: Path) -> None:

@@ -71,12 +71,12 @@ class Progress:
     received: int
     encoded: int
     reused: int
-    deleted: int
-    absent: int
     rejected: int
     duplicates: int
     rejections: tuple[Rejection, ...]
     generation: str
+    deleted: int = 0
+    absent: int = 0
 
 
 class EncoderClient:
