@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from store.files import locked, reporting_full_disk
-from store.manifest import Manifest, generation_number, write_current, write_manifest
+from store.manifest import Manifest, next_number, write_current, write_manifest
 from store.store import Store
+from store.writer import remove_unpublished
 
 
 def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest], Mapping[str, Any]]) -> Manifest:
@@ -36,14 +38,16 @@ def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest]
         quality = judge(current)
         adopted = dataclasses.replace(
             current,
-            number=max(map(generation_number, store.generations())) + 1,
+            number=next_number(store.path),
             parent=current.name,
             model=model,
             created_ms=time.time_ns() // 1_000_000,
             quality=quality,
             writer=software,
         )
-        with reporting_full_disk(store.path):
+        with contextlib.ExitStack() as undo, reporting_full_disk(store.path):
+            undo.callback(remove_unpublished, store.path, adopted.name)
             write_manifest(store.path, adopted)
             write_current(store.path, adopted.name)
+            undo.pop_all()
     return adopted

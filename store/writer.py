@@ -269,15 +269,16 @@ class Writer:
         return np.memmap(path, self._codec.dtype, "r", shape=(n, self._codec.dimension))
 
 
-def remove_unpublished(store: Path, name: str, segment_id: str) -> None:
-    """Removes a generation's manifest and its newest segment, unless it is the current one."""
+def remove_unpublished(store: Path, name: str, segment_id: str | None = None) -> None:
+    """Removes a generation's manifest and the segment that was written for it, unless it is the current one."""
     with contextlib.suppress(NoGenerationError, CorruptError):
         if read_current(store) == name:  # also where only what comes after its replacement failed
             return
     manifest = store / GENERATIONS / f"{name}.json"
     manifest.unlink(missing_ok=True)
     sync_directory(manifest.parent)
-    shutil.rmtree(store / SEGMENTS / segment_id, ignore_errors=True)
+    if segment_id is not None:
+        shutil.rmtree(store / SEGMENTS / segment_id, ignore_errors=True)
 
 
 def rows_depend_on(manifest: Manifest) -> tuple[str, str, bool, int]:

@@ -164,7 +164,7 @@ def test_a_miss_is_recorded_once_and_without_its_query(recording: Recording, mon
     ]
     assert {line["generation"] for line in lines[:4]} == {"000001-00000000"}
     assert [line.get("query") for line in lines] == [None] * 5 + ["second"]
-    assert read_missed(recording.path, "string") == {"a", "old", "b", "c", "d"}
+    assert read_missed(recording.path, "string") == {"a", "b", "c", "d"}  # what was deleted stays deleted
 
 
 def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from store.adoption import adopt
 from store.comparison import FEWEST_DOCUMENTS, lost_share, sampled_ids
-from store.errors import IdTypeError, NoGenerationError, StoreLockedError
+from store.errors import IdTypeError, NoGenerationError, StoreFullError, StoreLockedError
 from store.files import locked
 from store.reader import Generation
 from store.store import Store
@@ -115,8 +116,10 @@ def test_adopting_publishes_the_same_segments(store: Store, opened: Opened) -> N
     assert opened(adopted.name).locate(["document-7"]).found.all()
 
 
-def test_adopting_what_must_not_be_changes_nothing(store: Store, tmp_path: Path) -> None:
-    """A judge that refuses, a store that somebody changes, and one without a generation."""
+def test_adopting_what_must_not_be_changes_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that refuses, a store that somebody changes, a full disk, and a store without a generation."""
     before = tree(store.path)
 
     def refuse(_: object) -> dict[str, Any]:
@@ -125,6 +128,14 @@ def test_adopting_what_must_not_be_changes_nothing(store: Store, tmp_path: Path)
     with pytest.raises(ValueError, match="no"):
         adopt(store, model="ab" * 32, software="tests 2", judge=refuse)
     with locked(store.path, "a test"), pytest.raises(StoreLockedError):
+        adopt(store, model="ab" * 32, software="tests 2", judge=lambda _: {})
+    assert tree(store.path) == before
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("store.adoption.write_current", full)
+    with pytest.raises(StoreFullError, match="no space left in"):
         adopt(store, model="ab" * 32, software="tests 2", judge=lambda _: {})
     assert tree(store.path) == before
     empty = Store(tmp_path / "empty")
