@@ -72,8 +72,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         CorruptError: it has more.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(most + 1)
+    content = b""
+    with path.open("rb", buffering=0) as file:
+        # Asked for `most` at once, Python would make room for as much, five times a second.
+        while len(content) <= most and (part := file.read(1 << 16)):
+            content += part
     if len(content) > most:
         raise CorruptError(f"{path} has over {most:,} bytes, so it is not what was written; {REMEDY}")
     return content
