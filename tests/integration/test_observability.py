@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +17,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.prometheus import RULES, alerts, prometheus, rules
 from tests.promql import Selector, grouped_by, selectors
 from tests.servers import Server, refresh, running, write_documents
 from twinbert.client import Document, EncoderClient, ScorerClient, Task
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-RULES = DEPLOY / "prometheus" / "twinbert.rules.yml"
 TESTS = ("twinbert.test.yml", "twinbert.days.test.yml")
 RUNBOOK = DEPLOY.parent / "docs" / "runbook.md"
 
@@ -35,14 +32,6 @@ _ADDED = {"job", "instance"}
 Series = dict[str, list[dict[str, str]]]
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-
-
-def alerts() -> list[str]:
-    return [rule["alert"] for rule in rules() if "alert" in rule]
 
 
 def queries() -> list[Any]:
@@ -160,7 +149,11 @@ def test_no_panel_is_empty(servers: tuple[Server, Server], tmp_path: Path) -> No
     """A real Prometheus that scrapes both servers under a little load has a number for every query of the dashboard."""
     waiting = {one.id: one.values[0] for one in queries() if str(one.id).startswith("panel")}
     assert waiting
-    with prometheus(servers, tmp_path) as ask:
+    scorer, encoder = servers
+    targets = {"twinbert-scorer": [scorer.metrics_port], "twinbert-encoder": [encoder.metrics_port]}
+    # The group of the objectives has a pace of its own, which is for production.
+    text = RULES.read_text().replace("interval: 30s", "interval: 1s")
+    with prometheus(targets, text, tmp_path) as ask:
         for number in range(500):
             work(*servers, f"shoe {number}")
             waiting = {where: expression for where, expression in waiting.items() if not has_number(ask(expression))}
@@ -171,41 +164,3 @@ def test_no_panel_is_empty(servers: tuple[Server, Server], tmp_path: Path) -> No
 
 def has_number(result: list[Any]) -> bool:
     return any(not math.isnan(float(one["value"][1])) for one in result)
-
-
-@contextlib.contextmanager
-def prometheus(servers: tuple[Server, Server], folder: Path) -> Iterator[Any]:
-    """A Prometheus with our rules, looking at the servers every second; gives a function that asks it."""
-    jobs = [
-        {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{server.metrics_port}"]}]}
-        for name, server in zip(("twinbert-scorer", "twinbert-encoder"), servers, strict=True)
-    ]
-    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    # The group of the objectives has a pace of its own, which is for production.
-    (folder / "rules.yml").write_text(RULES.read_text().replace("interval: 30s", "interval: 1s"))
-    (folder / "prometheus.yml").write_text(
-        yaml.safe_dump({"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs})
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    options = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder, "web.listen-address": address}
-    process = subprocess.Popen(
-        ["prometheus", *(f"--{name}={value}" for name, value in options.items())], stderr=subprocess.DEVNULL
-    )
-
-    def ask(query: str) -> list[Any]:
-        url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-        try:
-            with urllib.request.urlopen(url, timeout=10) as response:
-                result: list[Any] = json.load(response)["data"]["result"]
-        except urllib.error.URLError:  # it is still starting
-            assert process.poll() is None
-            return []
-        return result
-
-    try:
-        yield ask
-    finally:
-        process.terminate()
-        process.wait(60)
