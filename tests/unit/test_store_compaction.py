@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import threading
 import tracemalloc
@@ -30,9 +31,9 @@ from store_cases import (
 from store import compaction as module
 from store.compaction import compact, due
 from store.documents import Batch
-from store.errors import CorruptError, StoreError, StoreLockedError, SupersededError
-from store.files import PASSING, FileEntry, locked
-from store.format import BUILDING, COMPACTION, DIGEST, SEGMENTS
+from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError, SupersededError
+from store.files import PASSING, FileEntry, locked, replace_file
+from store.format import BUILDING, COMPACTION, CURRENT, DIGEST, SEGMENTS
 from store.maintenance import gc, list_generations, pin, rollback, unpin
 from store.manifest import Manifest, SegmentEntry
 from store.store import Store
@@ -332,9 +333,15 @@ def test_a_refresh_waits_for_the_end_of_a_compaction(store: Store, monkeypatch: 
         waits.set()
         publish.wait()
 
+    def publish_late() -> None:
+        try:
+            delta(store, [Document("late", "late")])
+        finally:
+            waits.set()
+
     monkeypatch.setattr("store.files.time.sleep", sleep)
+    late = threading.Thread(target=publish_late)
     with locked(store.path, PASSING):
-        late = threading.Thread(target=delta, args=(store, [Document("late", "late")]))
         late.start()
         waits.wait()
     publish.set()
@@ -371,8 +378,11 @@ def test_a_compaction_waits_to_publish(store: Store, monkeypatch: pytest.MonkeyP
         real(descriptor, operation)
 
     real = fcntl.flock
-    beside(store, monkeypatch, begin)
-    other.join()
+    try:
+        beside(store, monkeypatch, begin)
+    finally:
+        waits.set()
+        other.join()
     assert is_now(store, after(3) | {"late": Document("late", "late")})
 
 
@@ -390,6 +400,24 @@ def test_what_a_compaction_left_that_was_killed(store: Store) -> None:
     draft.mkdir(parents=True)
     compact(store, software=SOFTWARE)
     assert not draft.exists()
+    assert is_now(store, after(3))
+
+
+def test_publishing_that_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CURRENT cannot be replaced, neither manifest nor segment stays, and the message is that of a full disk."""
+    before = tree(store.path)
+
+    def replacing_no_current(path: Path, content: bytes) -> None:
+        if path.name == CURRENT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(path, content)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("store.manifest.replace_file", replacing_no_current)
+        with pytest.raises(StoreFullError, match="bytes are needed"):
+            compact(store, software=SOFTWARE)
+    assert tree(store.path) == before
+    compact(store, software=SOFTWARE)
     assert is_now(store, after(3))
 
 

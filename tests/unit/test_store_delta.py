@@ -22,6 +22,7 @@ from store_cases import (
     documents,
     embeddings,
     flip,
+    forge,
     holds,
     interrupt,
     refresh,
@@ -193,6 +194,14 @@ def test_what_there_must_be(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="checksum"):
         delta(Store(store.path), [Document("a", "text")])
     assert tree(store.path) == before
+
+
+def test_a_delta_alone_is_no_generation(store: Store) -> None:
+    """A manifest that leaves the oldest segment out is refused: what is deleted there is not there to be deleted."""
+    delta(store, [Document("a", "text"), Deletion("document-1")])
+    name = forge(store, lambda fields: fields.update(segments=fields["segments"][:1], documents=1))
+    with pytest.raises(CorruptError):
+        store.manifest(name)
 
 
 def test_one_writer_at_a_time(store: Store) -> None:
