@@ -64,7 +64,7 @@ def store(models: Path, documents: Path, tmp_path: Path) -> Path:
 def server(store: Path, bundles: Path, tmp_path: Path) -> Iterator[Server]:
     """A scorer that chooses among bundles, and records."""
     files = ["--bundles", str(bundles), "--record-requests", str(tmp_path / "requests.jsonl")]
-    files += ["--record-requests-rate", "1e6", "--record-misses", str(tmp_path / "misses.jsonl")]
+    files += ["--record-requests-rate", "1e5", "--record-misses", str(tmp_path / "misses.jsonl")]
     with running("serve", None, store, *files) as server:
         yield server
 
