@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from twinbert.bundle import Bundle, Tower
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
+
+# Its official builds report to their maker over the network, and keep an identifier in the home directory, unless this
+# is set before they are imported. Nothing leaves the host that its operator did not ask for.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 __all__ = ["Floats", "Runtime", "TokenBatch"]
 

@@ -182,3 +182,19 @@ def test_opening_a_bundle_imports_nothing_that_unpickles(tiny_bundle: Path) -> N
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert ran.stderr == "[]\n"
+
+
+def test_nothing_reports_to_anybody(tiny_bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's reports to its maker are off: it leaves no identifier in the home directory."""
+    code = (
+        "import os; from twinbert.bundle import Bundle; from twinbert.runtime import Runtime;"
+        f"Runtime(Bundle.open({str(tiny_bundle)!r})).encode(['red']);"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
+    assert list(tmp_path.rglob("*")) == []
