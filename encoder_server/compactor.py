@@ -67,9 +67,10 @@ class Compactor:
 
     async def _compact(self, newest: int) -> None:
         try:
-            done = await _in_background(partial(compact, self._store, software=SOFTWARE, newest=newest))
+            work = partial(compact, self._store, software=SOFTWARE, newest=newest, wait=True)
+            done = await _in_background(work)
         except StoreLockedError:
-            self._seen = ""  # a refresh is running: the next look comes to it again
+            self._seen = ""  # somebody else compacts: the next look shows what is left to do
         except SupersededError as error:
             self._metrics.compactions["superseded"].inc()
             event("compaction_superseded", message=str(error))
