@@ -27,7 +27,7 @@ _NICE = 10
 
 
 class Compactor:
-    """Watches a store, and merges segments of the current generation when there are too many, or too many dead rows.
+    """Watches a store, shows what is current, and merges its segments when there are too many, or too many dead rows.
 
     Args:
         store: the store.
@@ -53,7 +53,7 @@ class Compactor:
         if manifest is None or manifest.name == self._seen:
             return
         self._seen = manifest.name
-        self._metrics.set_segments(manifest)
+        self._metrics.set_generation(manifest)
         settings = self._settings
         newest = due(manifest, max_segments=settings.max_segments, max_dead_share=settings.max_dead_share)
         if newest:
@@ -67,9 +67,10 @@ class Compactor:
 
     async def _compact(self, newest: int) -> None:
         try:
-            done = await _in_background(partial(compact, self._store, software=SOFTWARE, newest=newest))
+            work = partial(compact, self._store, software=SOFTWARE, newest=newest, wait=True)
+            done = await _in_background(work)
         except StoreLockedError:
-            self._seen = ""  # a refresh is running: the next look comes to it again
+            self._seen = ""  # somebody else compacts: the next look shows what is left to do
         except SupersededError as error:
             self._metrics.compactions["superseded"].inc()
             event("compaction_superseded", message=str(error))

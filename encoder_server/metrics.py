@@ -70,11 +70,11 @@ class Metrics:
         )
         self._published = Gauge(
             "twinbert_encoder_last_publish_timestamp_seconds",
-            "When the last generation that this encoder knows of was published; 0 while there is none.",
+            "When the documents of the current generation were published; 0 while there is none.",
             registry=self.registry,
         )
         self._generation = Info(
-            "twinbert_encoder_generation", "The last generation that this encoder knows of.", registry=self.registry
+            "twinbert_encoder_generation", "The current generation, whoever published it.", registry=self.registry
         )
         self._generation.info({"generation": "", "model": "", "fingerprint": ""})
 
@@ -87,13 +87,10 @@ class Metrics:
         self._documents["duplicate"].inc(now.duplicates - before.duplicates)
         self.truncated["document"].inc(now.truncated - before.truncated)
 
-    def set_segments(self, manifest: Manifest) -> None:
-        """Shows how far the current generation is from being compact."""
+    def set_generation(self, manifest: Manifest) -> None:
+        """Shows which generation is current, and how far it is from being compact."""
         self._segments.set(len(manifest.segments))
         self._dead_share.set(manifest.dead_share)
-
-    def set_generation(self, manifest: Manifest) -> None:
-        """Shows which generation was published last."""
         about = {"generation": manifest.name, "model": manifest.model, "fingerprint": manifest.fingerprint}
         self._generation.info(about)
         self._published.set(manifest.created_ms / 1000)

@@ -246,6 +246,11 @@ class Refresh:
         self._writer = self._exit.enter_context(writer)
         self.id_type = id_type
         self.notices = notices(self._current, writer, self.encoding, bundle.fingerprint)
+        if self._delta and self._current and self._current.model != bundle.model:
+            self.notices.append(
+                f"the model that serves the store stays {self._current.model}, not this bundle's {bundle.model}: "
+                "changing it takes a full refresh"
+            )
         self._appendable = True
 
     def _submit_window(self) -> None:

@@ -90,7 +90,7 @@ def due(manifest: Manifest, *, max_segments: int, max_dead_share: float) -> int:
     return next((count for count in range(2, len(sizes)) if sizes[count] > _GROWTH * sum(sizes[:count])), len(sizes))
 
 
-def compact(store: Store, *, software: str, newest: int | None = None) -> Compacted | None:
+def compact(store: Store, *, software: str, newest: int | None = None, wait: bool = False) -> Compacted | None:
     """Merges segments of the current generation, and publishes the result as the next one. Nothing is encoded.
 
     On the heap are 36 bytes for each row, and a block of rows; the rest goes from map to file.
@@ -99,6 +99,7 @@ def compact(store: Store, *, software: str, newest: int | None = None) -> Compac
         store: the store.
         software: name and version of the program, for the manifest.
         newest: how many of the newest segments; None: all.
+        wait: for a refresh that is running, and do not be refused.
 
     Returns:
         What was done; None where there is only one segment to merge.
@@ -111,7 +112,7 @@ def compact(store: Store, *, software: str, newest: int | None = None) -> Compac
         StoreError: more documents than a segment can hold.
     """
     with locked(store.path, "a compaction", file=COMPACTION):
-        with locked(store.path, "the beginning of a compaction"):
+        with locked(store.path, PASSING, wait=wait):  # a merge beside a full refresh would be in vain
             manifest = store.manifest(store.current())
         merged = manifest.segments[:newest]
         if len(merged) < 2:

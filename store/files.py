@@ -163,7 +163,7 @@ def require_store(store: Path) -> None:
 
 
 # The purpose of who holds the lock for moments, so that others wait; they do not wait for any other.
-PASSING = "the end of a compaction"
+PASSING = "a step of a compaction"
 
 # How long, in seconds, by purpose; without one, somebody is just taking the lock or letting it go.
 _PATIENCE = {PASSING: 10.0, "": 0.05}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_cases import weak_until
+from store_cases import forge, weak_until
 
 from encoder_server import refresh as pipeline
 from encoder_server.documents import Deletion, Document, Rejection
@@ -387,6 +387,13 @@ def test_a_delta_keeps_model_encoding_and_ids(store: Store, runtime: Runtime) ->
     manifest = store.manifest(store.current())
     assert (manifest.encoding, manifest.id_type, manifest.documents) == ("uint8", "integer", 8)
     assert (len(manifest.segments), manifest.watermark_ms) == (2, 5)
+    forge(store, lambda fields: fields.update(model="0" * 64), number=2)
+    with Refresh(store, runtime, delta=True) as refresh:
+        refresh.add([Deletion(5)])
+        refresh.commit()
+    assert store.manifest(store.current()).model == "0" * 64
+    assert "stays 0000" in " ".join(refresh.notices)
+    assert runtime.bundle.model in " ".join(refresh.notices)
 
 
 def test_a_delta_that_changes_nothing(store: Store, runtime: Runtime) -> None:

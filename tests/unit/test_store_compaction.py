@@ -325,6 +325,30 @@ def test_one_compaction_at_a_time(store: Store) -> None:
     assert store.generations() == before
 
 
+def test_a_compaction_can_wait_to_begin(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to, it waits for a refresh that is running, and merges what is current then."""
+    release = threading.Event()
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not operation & fcntl.LOCK_NB:
+            release.set()
+        real(descriptor, operation)
+
+    real = fcntl.flock
+    with delta_writer(store) as into:
+        change(into, [Document("late", "late")])
+        monkeypatch.setattr("store.files.fcntl.flock", flock)
+        waiting = threading.Thread(target=compact, args=(store,), kwargs={"software": SOFTWARE, "wait": True})
+        waiting.start()
+        release.wait()
+        with into.seal():
+            pass
+        into.publish({})
+    waiting.join()
+    assert sizes(store) == [(21, 0)]
+    assert is_now(store, after(3) | {"late": Document("late", "late")})
+
+
 def test_a_refresh_waits_for_the_end_of_a_compaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as a compaction publishes, a delta waits and is not refused; a compaction that hangs it names."""
     waits, publish = threading.Event(), threading.Event()

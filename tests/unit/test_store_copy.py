@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from store_cases import data_file, documents, flip, forge, holds, refresh, tree
+from store_cases import Deletion, Document, data_file, delta, documents, flip, forge, holds, refresh, tree
 
+from store.compaction import compact
 from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
 from store.format import CURRENT, GENERATIONS, SEGMENTS
 from store.maintenance import copy, gc, rollback
@@ -177,6 +178,19 @@ def test_a_copy_onto_itself(store: Store) -> None:
     assert copy(store, Store(store.path), first) == (first, 0)
     assert store.current() == first
     assert holds(store, documents(3))
+
+
+def test_of_a_delta_only_its_segment_is_copied(tmp_path: Path) -> None:
+    """What the other store has of a generation's segments stays where it is; what comes is verified and current."""
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    refresh(here, documents(50))
+    copy(here, there)
+    delta(here, [Document("document-7", "other"), Deletion("document-8")])
+    assert copy(here, there) == (here.current(), data_file(here).stat().st_size)
+    expected = [one for one in documents(50) if one.id not in ("document-7", "document-8")]
+    assert holds(there, [*expected, Document("document-7", "other")])
+    compact(there, software="tests 1")
+    assert holds(there, [*expected, Document("document-7", "other")])
 
 
 def test_a_refresh_follows_a_copy(store: Store, there: Store) -> None:

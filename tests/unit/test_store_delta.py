@@ -199,7 +199,7 @@ def test_what_there_must_be(tmp_path: Path) -> None:
 def test_a_delta_alone_is_no_generation(store: Store) -> None:
     """A manifest that leaves the oldest segment out is refused: what is deleted there is not there to be deleted."""
     delta(store, [Document("a", "text"), Deletion("document-1")])
-    name = forge(store, lambda fields: fields.update(segments=fields["segments"][:1], documents=1))
+    name = forge(store, lambda fields: fields.update(segments=fields["segments"][:1], documents=1), number=2)
     with pytest.raises(CorruptError):
         store.manifest(name)
 

@@ -138,11 +138,12 @@ def _summary(result: Result) -> list[tuple[str, str]]:
         ("documents", f"{result.documents:,}"),
         ("encoded", f"{result.encoded:,}, {result.truncated:,} of them longer than the tower reads"),
         ("reused", f"{result.reused:,}"),
-        ("deleted", f"{result.deleted:,}, {result.absent:,} of them not there"),
         ("duplicates", f"{result.duplicates:,}"),
         ("rejected", f"{sum(result.rejected.values()):,}{rejected}"),
         ("time", f"{result.seconds:,.1f} s, {result.documents_per_s:,.0f} documents/s"),
     ]
+    if result.deleted:
+        rows.insert(4, ("deleted", f"{result.deleted:,}, {result.absent:,} of which were not there"))
     if quality["sample"]:
         mean, largest = quality["mean_score_difference"], quality["max_score_difference"]
         cost = f"scores differ by {mean:g} on average, {largest:g} at most ({quality['sample']} documents sampled)"
