@@ -97,6 +97,30 @@ def test_the_log_has_texts_only_when_asked(tiny_bundle: Path, tmp_path: Path, op
     assert (PRIVATE in logged) == ("--log-texts" in options)
 
 
+def test_limits_that_are_set_hold(tiny_bundle: Path, store: Path) -> None:
+    """Tasks, candidates, ids, queries, hits and texts: at the limit a request is answered, beyond it refused."""
+    limits = {"tasks": 2, "candidates": 3, "id-bytes": 4, "query-bytes": 5, "hits": 1}
+    options = [word for name, most in limits.items() for word in (f"--max-{name}", str(most))]
+    with running("serve", tiny_bundle, store, *options) as server, ScorerClient(server.address) as client:
+        client.score([Task("12345", ["1234", "a"]), Task("b", ["a"])], timeout=30)
+        client.retrieve("b", 1, timeout=30)
+        beyond = {
+            "at most 3": [Task("a", ["a"] * 4)],
+            "1 to 2 tasks": [Task("a", ["a"])] * 3,
+            "an id has 1 to 4": [Task("a", ["12345"])],
+            "at most 5": [Task("123456", ["a"])],
+        }
+        for said, tasks in beyond.items():
+            with pytest.raises(RemoteError, match=said):
+                client.score(tasks, timeout=30)
+        with pytest.raises(RemoteError, match="at most 1 hits"):
+            client.retrieve("b", 2, timeout=30)
+    with running("encoder", tiny_bundle, store, "--max-texts", "1") as server, EncoderClient(server.address) as client:
+        client.encode(["a"], "query", timeout=30)
+        with pytest.raises(RemoteError, match="give 1 to 1"):
+            client.encode(["a", "b"], "query", timeout=30)
+
+
 def refused(command: str, bundle: Path, store: Path, *options: str) -> str:
     """The one line that a server says which does not start."""
     words = [command, "--bundle", str(bundle), "--store", str(store), "--address", "127.0.0.1:0", "--metrics-port", "0"]
