@@ -32,7 +32,7 @@ def _server(
     return {"address": address, "credentials": credentials, "token": token_file and _token(token_file)}
 
 
-asks = partial(shares, "server", _server)
+asks = partial(shares, {"server": _server})
 
 
 def _token(path: Path) -> str:

@@ -6,31 +6,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinbert.cli.gate import (
-    BundlesOption,
-    MaxLostOption,
-    MaxShiftOption,
-    MinOverlapOption,
-    MinTauOption,
-    ReplayOption,
-    gate_settings,
-)
-from twinbert.cli.listening import listens
+from twinbert.cli.gate import gate_of
+from twinbert.cli.listening import listening_of
 from twinbert.cli.options import ENCODER_ADDRESS, ENCODER_METRICS_PORT, BundleOption, StoreOption, ThreadsOption
+from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
+    from encoder_server.settings import GateSettings
     from twinbert.serving.listening import Listening
 
 # A Refresh is one call, which may take days, and a connection that reaches its age ends its calls.
 _CONNECTION_AGE_S = 14 * 24 * 3600
 
 
-@listens(address=ENCODER_ADDRESS, metrics_port=ENCODER_METRICS_PORT, connection_age=_CONNECTION_AGE_S)
+@shares(
+    {"listening": listening_of, "gate": gate_of},
+    address=ENCODER_ADDRESS,
+    metrics_port=ENCODER_METRICS_PORT,
+    connection_age=_CONNECTION_AGE_S,
+)
 def encoder(
     *,
     bundle: BundleOption,
     store: StoreOption,
     listening: Listening,
+    gate: GateSettings,
     threads: ThreadsOption = None,
     max_texts: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="Texts of one Encode.")] = 256,
     queue: Annotated[int, typer.Option(metavar="N", min=0, max=100_000, help="Encode requests that may wait.")] = 64,
@@ -46,12 +46,6 @@ def encoder(
     max_dead_share: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Merge all when more of the rows are dead.")
     ] = 0.25,
-    replay: ReplayOption = None,
-    bundles: BundlesOption = None,
-    max_lost: MaxLostOption = None,
-    min_tau: MinTauOption = None,
-    min_overlap: MinOverlapOption = None,
-    max_shift: MaxShiftOption = None,
 ) -> None:
     """Serve Encode and Refresh over gRPC, and Prometheus metrics; compact the store in the background."""
     from encoder_server.server import serve
@@ -68,13 +62,6 @@ def encoder(
             idle_s=idle_seconds,
             max_segments=max_segments,
             max_dead_share=max_dead_share,
-            gate=gate_settings(
-                replay=replay,
-                bundles=bundles,
-                max_lost=max_lost,
-                min_tau=min_tau,
-                min_overlap=min_overlap,
-                max_shift=max_shift,
-            ),
+            gate=gate,
         ),
     )

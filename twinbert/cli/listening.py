@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-
-from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
     from twinbert.serving.listening import Listening
@@ -16,7 +13,7 @@ if TYPE_CHECKING:
 _WEEKS_S = 90 * 24 * 3600
 
 
-def _listening(
+def listening_of(
     *,
     address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")],
     metrics_port: Annotated[
@@ -78,6 +75,7 @@ def _listening(
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Of requests traced, where the caller leaves it open.")
     ] = 0.01,
 ) -> Listening:
+    """Where and how a server listens, for `twinbert.cli.sharing.shares`."""
     from twinbert.errors import UsageError
     from twinbert.serving.listening import Listening
     from twinbert.serving.tls import TlsFiles
@@ -108,6 +106,3 @@ def _listening(
         otlp_endpoint=otlp_endpoint,
         trace_share=trace_share,
     )
-
-
-listens = partial(shares, "listening", _listening)

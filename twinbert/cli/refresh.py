@@ -11,28 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from twinbert.cli.gate import (
-    BundlesOption,
-    ForceOption,
-    MaxLostOption,
-    MaxShiftOption,
-    MinOverlapOption,
-    MinTauOption,
-    ReplayOption,
-    gate_settings,
-)
+from twinbert.cli.gate import ForceOption, gate_of
 from twinbert.cli.options import BundleOption, EncodingOption, JsonOption, StoreOption, ThreadsOption
+from twinbert.cli.sharing import shares
 from twinbert.cli.tables import on_terminal, print_lines, print_table
 
 if TYPE_CHECKING:
     from encoder_server.command import Result
     from encoder_server.report import Report
+    from encoder_server.settings import GateSettings
 
 
+@shares({"gate": gate_of})
 def refresh(
     *,
     bundle: BundleOption,
     store: StoreOption,
+    gate: GateSettings,
     documents: Annotated[
         str,
         typer.Option(
@@ -65,12 +60,6 @@ def refresh(
         Path | None,
         typer.Option(metavar="FILE", help="A delta of those documents that a scorer recorded here as missing."),
     ] = None,
-    replay: ReplayOption = None,
-    bundles: BundlesOption = None,
-    max_lost: MaxLostOption = None,
-    min_tau: MinTauOption = None,
-    min_overlap: MinOverlapOption = None,
-    max_shift: MaxShiftOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -101,15 +90,7 @@ def refresh(
             rejected=rejected,
             delta=delta,
             missing=missing,
-            gate=gate_settings(
-                replay=replay,
-                bundles=bundles,
-                max_lost=max_lost,
-                min_tau=min_tau,
-                min_overlap=min_overlap,
-                max_shift=max_shift,
-                force=force,
-            ),
+            gate=dataclasses.replace(gate, force=force),
         )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinbert.cli.listening import listens
+from twinbert.cli.listening import listening_of
 from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOption
+from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
     from twinbert.serving.listening import Listening
 
 
-@listens(address=SCORER_ADDRESS, metrics_port=SCORER_METRICS_PORT)
+@shares({"listening": listening_of}, address=SCORER_ADDRESS, metrics_port=SCORER_METRICS_PORT)
 def serve(
     context: typer.Context,
     *,

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinbert.cli.gate import (
-    BundlesOption,
-    ForceOption,
-    MaxLostOption,
-    MaxShiftOption,
-    MinOverlapOption,
-    MinTauOption,
-    ReplayOption,
-    gate_settings,
-)
+from twinbert.cli.gate import ForceOption, gate_of
 from twinbert.cli.options import BundleOption, JsonOption, StoreOption
+from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
+    from encoder_server.settings import GateSettings
     from store.maintenance import Listed
 
 app = typer.Typer(help="List, verify, roll back, pin, collect, compact, copy and adopt the generations of a store.")
@@ -176,16 +170,12 @@ def copy(
 
 
 @app.command()
+@shares({"gate": gate_of})
 def adopt(
     *,
     bundle: BundleOption,
     store: StoreOption,
-    replay: ReplayOption = None,
-    bundles: BundlesOption = None,
-    max_lost: MaxLostOption = None,
-    min_tau: MinTauOption = None,
-    min_overlap: MinOverlapOption = None,
-    max_shift: MaxShiftOption = None,
+    gate: GateSettings,
     force: ForceOption = False,
 ) -> None:
     """Publish the current generation for another bundle of its fingerprint: a new query tower, nothing encoded again.
@@ -198,16 +188,7 @@ def adopt(
     from twinbert.cli.refresh import open_report
 
     with ExitStack() as stack:
-        gate = gate_settings(
-            replay=replay,
-            bundles=bundles,
-            max_lost=max_lost,
-            min_tau=min_tau,
-            min_overlap=min_overlap,
-            max_shift=max_shift,
-            force=force,
-        )
-        name = run(bundle=bundle, store=store, report=open_report(stack), gate=gate)
+        name = run(bundle=bundle, store=store, report=open_report(stack), gate=dataclasses.replace(gate, force=force))
     typer.echo(f"{store}: current is {name}")
 
 
