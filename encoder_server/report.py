@@ -60,7 +60,7 @@ class JsonLines:
 
     interval_s = 5.0
 
-    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Logs the event."""
         event(name, message=text, **fields)
 
@@ -91,7 +91,7 @@ class Bar:
     ) -> None:
         self._bar.stop()
 
-    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Prints the text; its fields are for programs."""
         self._bar.console.print(text, markup=False)
 

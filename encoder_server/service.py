@@ -69,7 +69,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 
     # A coroutine that writes its responses, not a generator: a cancelled call ends in it, wherever it is.
     @answered
-    async def Refresh(  # type: ignore[override]
+    async def Refresh(  # type: ignore[override]  # the stub yields them
         self, request_iterator: AsyncIterator[pb.RefreshRequest], context: Context
     ) -> None:
         """See the contract."""

@@ -132,7 +132,7 @@ def serve(test: Callable[[Served], Any], **listening: Any) -> Served:
     async def main() -> Served:
         served = Served(FakeEncoder())
         handler = logging.Handler()
-        handler.emit = served.emit  # type: ignore[method-assign]
+        handler.emit = served.emit  # type: ignore[method-assign]  # in place of a subclass
         logger = logging.getLogger("twinbert")
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

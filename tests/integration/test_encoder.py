@@ -54,7 +54,7 @@ def stub(server: Server) -> Iterator[Any]:
         yield stub
 
 
-class connected:  # noqa: N801
+class connected:  # noqa: N801 - used as a function is
     """A stub, in a `with`."""
 
     def __init__(self, server: Server) -> None:

@@ -33,7 +33,7 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     lines = ["set -euo pipefail", "trap 'kill $(jobs -p)' EXIT"]
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M):
         for port, free in ports.items():
-            block = block.replace(port, free)  # noqa: PLW2901
+            block = block.replace(port, free)  # noqa: PLW2901 - port by port
         if language == "python":
             script = tmp_path / f"block_{len(lines)}.py"
             script.write_text(block)

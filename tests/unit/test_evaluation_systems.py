@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import transformers
 
-from twinbert.cli import evaluate as commands
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.training import dssm, parity, recipe, synthetic, systems
@@ -126,7 +125,8 @@ def test_evaluate_writes_and_prints_the_table(
     run: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train evaluate` measures a run and one more bundle, compares with the teacher, and keeps table and plots."""
-    commands.evaluate([run], bundle=[f"more={tiny_bundle}"], resamples=20, output=tmp_path)
+    words = ("--bundle", f"more={tiny_bundle}", "--resamples", "20", "-o", str(tmp_path))
+    assert main(["train", "evaluate", str(run), *words]) == 0
     printed = capsys.readouterr()
     assert printed.out == (tmp_path / "quality.md").read_text()
     content = json.loads((tmp_path / "quality.json").read_text())
@@ -151,9 +151,11 @@ def test_parity_is_written_before_it_fails(
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
-    [({}, "give --recipe"), ({"recipe": "tiny", "bundle": ["nameless"]}, "is not NAME=DIR")],
+    [((), "give --recipe"), (("--recipe", "tiny", "--bundle", "nameless"), "is not NAME=DIR")],
 )
-def test_commands_say_what_is_missing(options: dict[str, object], complaint: str, tmp_path: Path) -> None:
+def test_commands_say_what_is_missing(
+    options: tuple[str, ...], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Neither run nor recipe, and a bundle without a name, are named before anything is scored."""
-    with pytest.raises(UsageError, match=complaint):
-        commands.evaluate(None, output=tmp_path, **options)  # type: ignore[arg-type]
+    assert main(["train", "evaluate", "-o", str(tmp_path), *options]) == 2
+    assert complaint in capsys.readouterr().err

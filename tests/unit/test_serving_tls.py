@@ -179,7 +179,7 @@ def test_bad_files_are_refused_at_the_start(certified: Certified, spoil: Callabl
     service = FakeEncoder.__new__(FakeEncoder)
 
     async def main() -> None:
-        service.__init__()  # type: ignore[misc]
+        service.__init__()  # type: ignore[misc]  # its loop runs only here
         tls = TlsFiles(certificate=certificate, key=key, client_ca=certified.ca)
         await run(service, Listening(address="127.0.0.1:0", tls=tls), service.registry)
 

@@ -183,13 +183,13 @@ class Machine(RuleBasedStateMachine):
             assert not (self.path / BUILDING / "compaction").exists()
 
     def teardown(self) -> None:
-        self.let_go()
-        assert [problem for _, problem in verify(self.store) if problem is not None] == []
-        for name in self.store.generations():
-            generation = self.store.open(name)
-            assert_holds(generation, self.corpora[name], self.absent)
-            generation.close()
-        self.folder.cleanup()
+        with self.folder:
+            self.let_go()
+            assert [problem for _, problem in verify(self.store) if problem is not None] == []
+            for name in self.store.generations():
+                generation = self.store.open(name)
+                assert_holds(generation, self.corpora[name], self.absent)
+                generation.close()
 
 
 def test_a_store_equals_a_dict_whatever_changes_it() -> None:

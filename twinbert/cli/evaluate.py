@@ -9,50 +9,56 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from twinbert.cli.sharing import shares
 from twinbert.errors import UsageError
 
 if TYPE_CHECKING:
-    from twinbert.training.data import Dataset
     from twinbert.training.evaluation import System
-    from twinbert.training.recipe import Recipe
+    from twinbert.training.recipe import Inputs, Recipe
 
-DataOption = Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Graded pairs, as for `train run`.")]
-DevOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to calibrate on.")]
-TestOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to measure on.")]
-DocumentsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="More documents, without grades.")]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="Says what the data is where there is no run.")
 ]
 SplitOption = Annotated[Literal["test", "dev"], typer.Option("--split", help="Pairs to measure on.")]
 
 
+def _inputs(
+    *,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Graded pairs, as for `train run`.")
+    ] = None,
+    dev: Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to calibrate on.")] = None,
+    test: Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to measure on.")] = None,
+    documents: Annotated[Path | None, typer.Option(metavar="FILE", help="More documents, without grades.")] = None,
+) -> Inputs:
+    from twinbert.training.recipe import Inputs
+
+    return Inputs(train=data, dev=dev, test=test, documents=documents)
+
+
+@shares({"inputs": _inputs})
 def baselines(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is there.")],
     *,
-    data: DataOption = None,
-    dev: DevOption = None,
-    test: TestOption = None,
-    documents: DocumentsOption = None,
+    inputs: Inputs,
 ) -> None:
     """Train what students are compared with: C-DSSM on the same pairs, and a cross-encoder of 3 layers."""
-    from twinbert.training.recipe import followed
+    from twinbert.training.recipe import followed, read
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
-    dataset = _read(followed(run), data, dev, test, documents)
+    dataset = read(followed(run), inputs)
     with reporting() as report:
         train_baselines(run, dataset, report)
 
 
+@shares({"inputs": _inputs})
 def evaluate(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]…", help="Folders of runs; several are seeds of one recipe.")
     ] = None,
     *,
-    data: DataOption = None,
-    dev: DevOption = None,
-    test: TestOption = None,
-    documents: DocumentsOption = None,
+    inputs: Inputs,
     recipe: RecipeOption = None,
     split: SplitOption = "test",
     bundle: Annotated[
@@ -70,11 +76,12 @@ def evaluate(
 ) -> None:
     """Measure everything that runs have trained, and the baselines, on human grades: a table, JSON and plots."""
     from twinbert.training import evaluation
+    from twinbert.training.recipe import read
     from twinbert.training.systems import TEACHER, of_bundle, systems
 
     more = list(map(_named, bundle or []))
     followed = _recipe(recipe, runs or [])
-    dataset = _read(followed, data, dev, test, documents)
+    dataset = read(followed, inputs)
     rows = list(systems(dataset, followed, runs or []))
     for name, directory in more:
         rows += of_bundle(name, directory)
@@ -93,13 +100,11 @@ def evaluate(
     typer.echo(table.to_markdown(), nl=False)
 
 
+@shares({"inputs": _inputs})
 def parity(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a bundle.")],
     *,
-    data: DataOption = None,
-    dev: DevOption = None,
-    test: TestOption = None,
-    documents: DocumentsOption = None,
+    inputs: Inputs,
     recipe: RecipeOption = None,
     split: SplitOption = "test",
     student: Annotated[
@@ -113,10 +118,11 @@ def parity(
     """
     from twinbert.bundle import BUNDLE_JSON
     from twinbert.training import parity as report
+    from twinbert.training.recipe import read
     from twinbert.training.systems import bundles_of, teacher_of
 
     alone = (run / BUNDLE_JSON).exists()
-    dataset = _read(_recipe(recipe, [] if alone else [run]), data, dev, test, documents)
+    dataset = read(_recipe(recipe, [] if alone else [run]), inputs)
     bundles = {run.name: run} if alone else bundles_of(run, student)
     scorer = None if alone else teacher_of(run)
     output.mkdir(parents=True, exist_ok=True)
@@ -140,12 +146,6 @@ def _recipe(name: str | None, runs: list[Path]) -> Recipe:
     if name is None:
         raise UsageError("without the folder of a run nothing says what the data is; give --recipe, e.g. pairs")
     return recipes.load(name)
-
-
-def _read(followed: Recipe, data: Path | None, dev: Path | None, test: Path | None, documents: Path | None) -> Dataset:
-    from twinbert.training import recipe as recipes
-
-    return recipes.read(followed, recipes.Inputs(train=data, dev=dev, test=test, documents=documents))
 
 
 def _named(option: str) -> tuple[str, Path]:

@@ -35,7 +35,7 @@ def refresh(
             help="JSON Lines, TSV or Parquet, plain or gzip: a file, a folder of them, or - for standard input.",
         ),
     ],
-    format: Annotated[  # noqa: A002
+    format: Annotated[  # noqa: A002 - names the option
         Literal["auto", "jsonl", "tsv", "parquet"], typer.Option(help="Format of the documents.")
     ] = "auto",
     id_column: Annotated[str, typer.Option(metavar="NAME", help="Column of the id.")] = "id",

@@ -27,7 +27,7 @@ class Report(Protocol):
 class Silent:
     """Says nothing: for processes beside the first."""
 
-    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Nothing."""
 
     def progress(self, stage: str, done: int, total: int, *, unit: str, loss: float | None = None) -> None:
@@ -58,7 +58,7 @@ class JsonLines:
         self._clock = _Clock()
         self._shown = -_PACE_SECONDS
 
-    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Logs the event."""
         log.event(name, message=text, **fields)
 
@@ -93,7 +93,7 @@ class Bar:
         self._task = self.bar.add_task("", total=None)
         self._clock = _Clock()
 
-    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401
+    def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Prints the text; its fields are for programs."""
         self.bar.console.print(text, markup=False)
 

@@ -51,7 +51,7 @@ def save_checkpoint(directory: Path, *, seed: int = 0) -> None:
     cls, sep = (("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"]))
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _SPECIAL, strict=True))
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]  # theirs
     wrapped.save_pretrained(directory)
     tokenizer.save(str(directory / "tokenizer.json"))
     with torch.random.fork_rng():

@@ -325,13 +325,13 @@ def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64) -> Teacher:
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars, and its warning that a new head has new weights, which is what is wanted."""
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # theirs
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs
     try:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # theirs
 
 
 def _described(config: TeacherConfig, source: Path) -> dict[str, Any]:
