@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 from scorer_server.bundles import BundleFolder, Bundles, OneBundle
@@ -14,6 +15,10 @@ from twinbert.errors import UsageError
 from twinbert.serving import log
 from twinbert.serving.lifecycle import run
 from twinbert.serving.listening import Listening
+
+# Python lets a thread that computes keep the interpreter for 5 ms while others want it. An engine's thread wants it for
+# some 20 µs twice a query, just when the event loop looks up candidates: this takes 5 % off a Score of 8 ms.
+_SWITCH_SECONDS = 1e-4
 
 
 def serve(*, bundle: Path | None, bundles: Path | None, store: Path, listening: Listening, settings: Settings) -> None:
@@ -27,6 +32,7 @@ def serve(*, bundle: Path | None, bundles: Path | None, store: Path, listening: 
             `bundles` is given.
     """
     log.configure()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     metrics = Metrics()
     service = ScorerService(
         Store(store), _bundles(bundle, bundles, settings.threads), settings, listening.message_bytes, metrics
