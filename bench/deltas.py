@@ -1,7 +1,7 @@
 """What deltas cost: lookups among several segments against one, publishing a small delta, merging. It needs no model.
 
 (one)     100 ids of a generation of one segment
-(few)     100 other ids, which nobody has just read, in a generation of as many segments as are allowed; nearly all are in
+(few)     100 others, which nobody has just read, in a generation of as many segments as are allowed; nearly all are in
           the oldest
 (spread)  100 ids spread evenly over all segments: the worst case
 (delta)   ten changed documents, from the lock to CURRENT, in a process that has the store open, and in a fresh one

@@ -126,8 +126,11 @@ def test_a_delta_waits_for_what_takes_moments(
     other = threading.Thread(target=change, args=(held, store.current()))
     other.start()
     held.holding.wait()
-    name = delta(store, documents(1, text="changed")).name
-    other.join()
+    try:
+        name = delta(store, documents(1, text="changed")).name
+    finally:
+        held.release.set()
+        other.join()
     assert store.current() == name
     (record,) = caplog.records
     assert f"process {os.getpid()} " in record.getMessage()
