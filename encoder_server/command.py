@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from encoder_server.current import current_manifest
+from encoder_server.current import current_manifest, verify_ahead
 from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.gate import Gate
 from encoder_server.missing import Missing
@@ -22,7 +22,6 @@ from encoder_server.report import Rejections, Report, reporting_pace
 from encoder_server.settings import MAX_DEAD_SHARE, MAX_SEGMENTS, GateSettings
 from encoder_server.textfile import Run
 from store.compaction import due
-from store.errors import StoreError
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.runtime import Runtime
@@ -99,7 +98,7 @@ def refresh(
     target = Store(store)
     current = current_manifest(target)
     # Reading all of a store to verify it and loading a model take as long, and neither needs the other.
-    threading.Thread(target=_verify_ahead, args=(target,), daemon=True).start()
+    threading.Thread(target=verify_ahead, args=(target,), daemon=True).start()
     opened = Bundle.open(bundle)
     source = DocumentSource(
         path=documents,
@@ -161,12 +160,6 @@ def refresh(
         text = f"{len(manifest.segments)} segments, {manifest.dead_share:.0%} of the rows dead: twinbert store compact"
         report.event("notice", f"{store}: {text} makes lookups faster, where no encoder does it in the background")
     return result
-
-
-def _verify_ahead(store: Store) -> None:
-    """So that the refresh finds the current generation verified, or being so; what is wrong with it, it finds again."""
-    with contextlib.suppress(StoreError, OSError):
-        store.open(store.current()).close()
 
 
 def _add_all(reader: _Reader, pipeline: Refresh, rejections: Rejections, report: Report) -> None:
