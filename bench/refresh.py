@@ -291,7 +291,7 @@ def _report(figures: Figures) -> str:
         ("an unchanged document ÷ encoding one with MiniLM, rates", of("unchanged_over_encoding"), "at least 100"),
         ("its memory of its own beyond the loaded model, MB", of("unchanged_anonymous_mb"), "under 1,000"),
         ("a delta of 10 over gRPC, in a store of a million, ms", of("delta_grpc_ms"), "under 1,000"),
-        ("the first one, when the encoder has just begun to read the store from disk, ms", of("delta_first_grpc_ms"), ""),
+        ("the first one, while the encoder still reads the store from disk, ms", of("delta_first_grpc_ms"), ""),
         ("the same delta by the command, bundle loaded, ms", of("delta_command_ms"), "under 1,000"),
         ("the whole process, ms", of("delta_command_whole_ms"), ""),
     ]
