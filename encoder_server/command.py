@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -12,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from encoder_server.current import current_manifest
+from encoder_server.current import current_manifest, verify_ahead
 from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.gate import Gate
 from encoder_server.missing import Missing
 from encoder_server.refresh import Refresh
 from encoder_server.report import Rejections, Report, reporting_pace
 from encoder_server.settings import MAX_DEAD_SHARE, MAX_SEGMENTS, GateSettings
+from encoder_server.textfile import Run
 from store.compaction import due
 from store.store import Store
 from twinbert.bundle import TOWERS, Bundle
@@ -65,6 +67,7 @@ def refresh(
     delta: bool = False,
     missing: Path | None = None,
     gate: GateSettings | None = None,
+    run: Run | None = None,
 ) -> Result:
     """Makes the documents of an input the next generation of a store, or what the next one has otherwise.
 
@@ -84,6 +87,7 @@ def refresh(
         delta: the documents are what changed, some of them deletions.
         missing: a delta of those documents only that a scorer recorded here as missing.
         gate: what the generation has to pass before it is published; None: the gate with its defaults.
+        run: is told of the progress, for what is written down in the end.
 
     Raises:
         KeyboardInterrupt: interrupted; what was encoded is kept for the next run.
@@ -91,8 +95,11 @@ def refresh(
         TwinbertError, StoreError: nothing was published; the message says why.
     """
     delta = delta or missing is not None
-    opened, target = Bundle.open(bundle), Store(store)
+    target = Store(store)
     current = current_manifest(target)
+    # Reading all of a store to verify it and loading a model take as long, and neither needs the other.
+    threading.Thread(target=verify_ahead, args=(target,), daemon=True).start()
+    opened = Bundle.open(bundle)
     source = DocumentSource(
         path=documents,
         format=format,
@@ -107,6 +114,8 @@ def refresh(
     judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()
     pipeline = Refresh(target, runtime, id_type=id_type, encoding=encoding, workers=workers, delta=delta, gate=judge)
+    if run is not None:
+        run.progress = lambda: pipeline.progress
     reader = _Reader(chosen or source, pipeline)
     text = f"refreshing {store} from {'what changed in ' if delta else ''}{documents}, {pipeline.encoding}"
     report.event(

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import Future
 from functools import partial
 
-from encoder_server.current import current_manifest
+from encoder_server.current import current_manifest, verify_ahead
 from encoder_server.metrics import Metrics
 from encoder_server.refresh import SOFTWARE
 from encoder_server.settings import Settings
@@ -27,7 +27,8 @@ _NICE = 10
 
 
 class Compactor:
-    """Watches a store, shows what is current, and merges its segments when there are too many, or too many dead rows.
+    """Watches a store, shows and verifies what is current, and merges its segments when there are too many, or too many
+    dead rows.
 
     Args:
         store: the store.
@@ -54,6 +55,7 @@ class Compactor:
             return
         self._seen = manifest.name
         self._metrics.set_generation(manifest)
+        await asyncio.to_thread(verify_ahead, self._store)  # or the first delta would wait for all of it to be read
         settings = self._settings
         newest = due(manifest, max_segments=settings.max_segments, max_dead_share=settings.max_dead_share)
         if newest:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreNotFoundError
+import contextlib
+
+from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreNotFoundError
 from store.manifest import Manifest
 from store.store import Store
 from store.writer import Writer
@@ -18,6 +20,12 @@ def current_manifest(store: Store) -> Manifest | None:
         return store.manifest(store.current())
     except (StoreNotFoundError, NoGenerationError, CorruptError, GenerationNotFoundError):
         return None
+
+
+def verify_ahead(store: Store) -> None:
+    """So that the next refresh finds the current generation verified, or being so; what is wrong, it finds again."""
+    with contextlib.suppress(StoreError, OSError):
+        store.open(store.current()).close()
 
 
 def notices(current: Manifest | None, writer: Writer, encoding: str, fingerprint: str) -> list[str]:

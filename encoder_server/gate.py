@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from encoder_server.rankings import Scores, kendall_tau, ks_distance, top_overlap
 from encoder_server.settings import GateSettings
@@ -205,7 +206,7 @@ def _judged(manifest: Manifest) -> bool:
     return manifest.documents >= FEWEST_DOCUMENTS
 
 
-def _only(located: Located, wanted_N: Any) -> Located:  # noqa: ANN401
+def _only(located: Located, wanted_N: npt.NDArray[np.bool_]) -> Located:
     return Located(wanted_N, located.rows[wanted_N[located.found]])
 
 

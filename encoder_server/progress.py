@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Progress:
     """A refresh so far, in documents; deletions are received like documents.
 
@@ -21,15 +21,15 @@ class Progress:
         absent: of the deletions those of ids that the store does not have; known once the generation is sealed.
     """
 
-    received: int
-    encoded: int
-    reused: int
-    deleted: int
-    rejected: int
-    duplicates: int
-    skipped: int
-    truncated: int
-    absent: int
+    received: int = 0
+    encoded: int = 0
+    reused: int = 0
+    deleted: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+    skipped: int = 0
+    truncated: int = 0
+    absent: int = 0
 
     @property
     def finished(self) -> int:

@@ -12,15 +12,11 @@ encode one window, the caller's thread reads and tokenises the next; it waits be
 from __future__ import annotations
 
 import contextlib
-import time
-from collections import deque
+import dataclasses
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
 
 from encoder_server.current import current_manifest, notices
 from encoder_server.documents import Deletion, Document, Rejection
@@ -29,20 +25,18 @@ from encoder_server.progress import Progress
 from encoder_server.sample import Sample
 from encoder_server.settings import default_workers
 from encoder_server.verdict import Verdict
+from encoder_server.window import Changes, Window
+from encoder_server.workers import Workers
 from store.delta import DeltaWriter
 from store.documents import Batch
 from store.errors import EmptyGenerationError, NoGenerationError, StoreFullError
 from store.manifest import IdType
 from store.reader import Generation
 from store.store import Store
-from store.writer import Writer, digests
+from store.writer import Writer
 from twinbert import __version__
 from twinbert.errors import MismatchError
-from twinbert.runtime import MAX_RUN_TOKENS, Floats, Runtime, TokenBatch
-
-# Enough that texts of like length meet, so that hardly a token is padding.
-_WINDOW_DOCUMENTS = 4096
-_WINDOW_CHARACTERS = 16 << 20
+from twinbert.runtime import Floats, Runtime
 
 SOFTWARE = f"twinbert {__version__}"  # for manifests
 
@@ -94,13 +88,10 @@ class Refresh:
         self._gate = gate
         self._exit = contextlib.ExitStack()
         self._writer: Writer
-        self._workers = ThreadPoolExecutor(workers or default_workers(), "encode")
-        self._window: list[tuple[int, Document | Deletion]] = []  # with their places in the input
-        self._window_characters = 0
-        self._in_flight: deque[tuple[Batch, Future[Floats]]] = deque()
+        self._workers = Workers(runtime, workers or default_workers())
+        self._window = Window()
         self._sample = Sample()
-        self._received = self._encoded = self._reused = self._deleted = self._rejected = 0
-        self._duplicates = self._skipped = self._truncated = self._absent = 0
+        self._count = Progress()
         self._first_rejection: Rejection | None = None
         self._appendable = self._cancelled = False
 
@@ -131,23 +122,13 @@ class Refresh:
             if self._appendable:
                 self._keep_encoded()
         finally:
-            self._workers.shutdown(cancel_futures=True)
+            self._workers.end()
             self._exit.close()
 
     @property
     def progress(self) -> Progress:
         """The refresh so far; may be read from any thread."""
-        return Progress(
-            received=self._received,
-            encoded=self._encoded,
-            reused=self._reused,
-            deleted=self._deleted,
-            rejected=self._rejected,
-            duplicates=self._duplicates,
-            skipped=self._skipped,
-            truncated=self._truncated,
-            absent=self._absent,
-        )
+        return dataclasses.replace(self._count)
 
     def add(self, documents: Iterable[Document | Deletion | Rejection]) -> None:
         """Takes the next documents of the input, in its order, and for a delta deletions; waits while enough is under
@@ -161,18 +142,17 @@ class Refresh:
             StoreFullError: no space left.
         """
         for document in documents:
-            self._received += 1
+            self._count.received += 1
             if isinstance(document, Rejection):
-                self._rejected += 1
+                self._count.rejected += 1
                 self._first_rejection = self._first_rejection or document
                 continue
             if self.id_type is None:
                 self._open("string" if isinstance(document.key, str) else "integer")
-            self._window.append((self._received - 1, document))
-            self._window_characters += len(document.text) if isinstance(document, Document) else 0
-            if len(self._window) == _WINDOW_DOCUMENTS or self._window_characters >= _WINDOW_CHARACTERS:
-                self._submit_window()
-        while self._in_flight and self._in_flight[0][1].done():  # where the input is slow, nothing waits for it
+            self._window.add(self._count.received - 1, document)
+            if self._window.full:
+                self._submit(self._window.take())
+        while self._workers.ready:  # where the input is slow, nothing waits for it
             self._collect()
 
     def commit(self) -> str:
@@ -186,17 +166,17 @@ class Refresh:
             DriftError: the gate refuses the generation; nothing was published.
             CancelledError, VectorsError, StoreFullError: as `add`.
         """
-        if self._received == self._rejected and not (self._delta and not self._received):
+        if self._count.received == self._count.rejected and not (self._delta and not self._count.received):
             raise EmptyGenerationError(f"there is nothing to publish: {self._why_empty()}")
         if self._window:
-            self._submit_window()
-        while self._in_flight:
+            self._submit(self._window.take())
+        while self._workers:
             self._collect()
         self._appendable = False  # sealing makes every row durable, and nothing comes after it
         with self._writer.seal() as generation:
             self._note_what_sealing_showed()
             try:
-                self.quality = self._sample.check(generation, self._runtime, self._workers)
+                self.quality = self._sample.check(generation, self._runtime, self._workers.threads)
             except MismatchError:
                 self._writer.discard()  # the wrong row may be among those that the next refresh would reuse
                 raise
@@ -212,19 +192,19 @@ class Refresh:
         with contextlib.ExitStack() as stack, contextlib.suppress(NoGenerationError):
             current = stack.enter_context(contextlib.closing(self._store.open(self._store.current())))
             model, texts = generation.manifest.model, self._sample.texts
-            self.verdict = self._gate.judge(current, generation, model, texts, self._workers)
+            self.verdict = self._gate.judge(current, generation, model, texts, self._workers.threads)
         if self.verdict is not None:
             self.quality["gate"] = self.verdict.as_dict()
             self.verdict.require()
 
     def _note_what_sealing_showed(self) -> None:
-        self._duplicates += self._writer.duplicates
+        self._count.duplicates += self._writer.duplicates
         if isinstance(self._writer, DeltaWriter):
-            self._absent = self._writer.absent
+            self._count.absent = self._writer.absent
             for clash in self._writer.clashes:
                 reason = f"its key is that of {clash.other!r}: refresh with the whole corpus, which takes other keys"
                 self.rejections.append(Rejection("", clash.position, str(clash.id), reason))
-            self._rejected += len(self.rejections)
+            self._count.rejected += len(self.rejections)
             self._sample.forget(clash.id for clash in self._writer.clashes)
 
     def cancel(self) -> None:
@@ -253,76 +233,48 @@ class Refresh:
             )
         self._appendable = True
 
-    def _submit_window(self) -> None:
-        """Adds the documents that have a row, hands the others to the workers, and waits for the window before. Of what
-        comes more than once in the window only the last is looked at.
-        """
-        window, self._window, self._window_characters = self._window, [], 0
-        last = {one.key: (position, one) for position, one in window}.values()
-        self._skipped += len(window) - len(last)
-        self._duplicates += len(window) - len(last)
-        if deletions := [(position, one.key) for position, one in last if isinstance(one, Deletion)]:
-            self._delete(deletions)
-        documents = [(position, one) for position, one in last if isinstance(one, Document)]
-        keys: Any = [document.key for _, document in documents]
-        texts = [document.text for _, document in documents]
-        now_ms = time.time_ns() // 1_000_000
-        times = [now_ms if document.time_ms is None else document.time_ms for _, document in documents]
-        batch = Batch(
-            ids=keys,
-            digests=digests(texts),
-            times=np.array(times, dtype=np.int64),
-            positions=np.array([position for position, _ in documents], dtype=np.int64),
-        )
-        self._sample.offer(keys, texts)
+    def _submit(self, changes: Changes) -> None:
+        """Adds the documents that have a row, hands the others to the workers, and waits for the window before."""
+        self._count.skipped += changes.skipped
+        self._count.duplicates += changes.skipped
+        if changes.deleted:
+            self._delete(changes)
+        batch = changes.batch
+        self._sample.offer(batch.ids, changes.texts)
         with self._writing():
             known_N = self._writer.add_known(batch)
-        self._reused += int(known_N.sum())
-        earlier = len(self._in_flight)
-        self._in_flight.extend(self._encode(batch, texts, np.flatnonzero(~known_N)))
+        self._count.reused += int(known_N.sum())
+        earlier = len(self._workers)
+        texts = [text for text, known in zip(changes.texts, known_N.tolist(), strict=True) if not known]
+        self._count.truncated += self._workers.submit(batch.take(~known_N), texts)
         for _ in range(earlier):
             self._collect()
 
-    def _delete(self, deletions: list[tuple[int, str | int]]) -> None:
+    def _delete(self, changes: Changes) -> None:
         assert isinstance(self._writer, DeltaWriter)
-        keys: Any = [key for _, key in deletions]
         with self._writing():
-            self._writer.delete(keys, np.array([position for position, _ in deletions], dtype=np.int64))
-        self._sample.forget(keys)
-        self._deleted += len(deletions)
-
-    def _encode(
-        self, batch: Batch, texts: list[str], places: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[Batch, Future[Floats]]]:
-        """Submits the documents at `places`, a run of like length at a time."""
-        tokens = self._runtime.tokenize([texts[place] for place in places.tolist()], "document")
-        self._truncated += int(tokens.truncated.sum())
-        for run in _runs(tokens.lengths):
-            of_run = np.zeros(len(texts), dtype=np.bool_)
-            of_run[places[run]] = True
-            run_tokens = TokenBatch([tokens.ids[i] for i in run.tolist()], tokens.truncated[run])
-            yield batch.take(of_run), self._workers.submit(self._runtime.embed, run_tokens, "document")
+            self._writer.delete(changes.deleted, changes.deleted_at)
+        self._sample.forget(changes.deleted)
+        self._count.deleted += len(changes.deleted)
 
     def _collect(self) -> None:
         """Stores the oldest run under way, when it is encoded."""
         self._stop_if_cancelled()
-        embeddings_ND = self._in_flight[0][1].result()
+        self._workers.wait()
         self._stop_if_cancelled()
-        batch, _ = self._in_flight.popleft()
-        with self._writing():
-            self._writer.add(batch, embeddings_ND)
-        self._encoded += len(embeddings_ND)
+        self._add(*self._workers.collect())
 
     def _keep_encoded(self) -> None:
         """Stores the runs that are finished or being computed, for the next refresh to reuse."""
-        for _, run in self._in_flight:
-            run.cancel()
         with contextlib.suppress(StoreFullError):  # then what is durable already stays
-            for batch, run in self._in_flight:
-                if not run.cancelled() and run.exception() is None:
-                    self._writer.add(batch, run.result())
-                    self._encoded += len(batch.ids)
+            for batch, embeddings_ND in self._workers.stop():
+                self._add(batch, embeddings_ND)
             self._writer.sync()
+
+    def _add(self, batch: Batch, embeddings_ND: Floats) -> None:
+        with self._writing():
+            self._writer.add(batch, embeddings_ND)
+        self._count.encoded += len(embeddings_ND)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -334,21 +286,8 @@ class Refresh:
     def _why_empty(self) -> str:
         if self._first_rejection is None:
             return "no document came"
-        return f"all {self._rejected:,} documents were rejected, the first because {self._first_rejection.reason}"
+        return f"all {self._count.rejected:,} documents were rejected, the first because {self._first_rejection.reason}"
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:
             raise CancelledError("the refresh was cancelled; what it encoded is reused by the next one")
-
-
-def _runs(lengths_N: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """Cuts texts into runs of like length that one call of the tower computes: their places, ascending within a run.
-
-    The longest come first, so that at the end of a refresh no worker is left alone with a long run.
-    """
-    order_N = np.argsort(-lengths_N, kind="stable")
-    start = 0
-    while start < len(order_N):
-        stop = start + max(1, MAX_RUN_TOKENS // int(lengths_N[order_N[start]]))
-        yield np.sort(order_N[start:stop])
-        start = stop

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from store.encoding import Rows
 from store.errors import StoreError, SupersededError
-from store.files import PASSING, FileEntry, locked, reporting_full_disk, sync_directory
+from store.files import FileEntry, locked, reporting_full_disk, sync_directory
 from store.format import (
     BUILDING,
     COMPACTION,
@@ -46,6 +46,8 @@ from store.segment import Columns, Ids, Segment, write_segment
 from store.stack import Stack
 from store.store import Store
 from store.writer import remove_unpublished
+
+_STEP = "a step of a compaction"  # as those read who wait for the lock
 
 _BLOCK_ROWS = 1 << 14
 _BLOCK_BYTES = 16 << 20
@@ -112,7 +114,7 @@ def compact(store: Store, *, software: str, newest: int | None = None, wait: boo
         StoreError: more documents than a segment can hold.
     """
     with locked(store.path, "a compaction", file=COMPACTION):
-        with locked(store.path, PASSING, wait=wait):  # a merge beside a full refresh would be in vain
+        with locked(store.path, _STEP, wait=wait, brief=True):  # a merge beside a full refresh would be in vain
             manifest = store.manifest(store.current())
         merged = manifest.segments[:newest]
         if len(merged) < 2:
@@ -123,7 +125,7 @@ def compact(store: Store, *, software: str, newest: int | None = None, wait: boo
             with store.stack(manifest, merged) as stack:
                 entry = _merge(stack, draft, merged, to_the_oldest=merged == manifest.segments)
                 dropped = len(stack.dead)
-            with locked(store.path, PASSING, wait=True), reporting_full_disk(store.path):
+            with locked(store.path, _STEP, wait=True, brief=True), reporting_full_disk(store.path):
                 before, after = _publish(store, draft, merged, entry, software)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

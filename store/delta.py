@@ -87,7 +87,7 @@ class DeltaWriter(Writer):
             EmptyGenerationError: no document would be left.
             StoreFullError: no space left.
         """
-        self._building.sync()
+        self._finish_adding()
         manifest = self._current.manifest
         resolved = self._documents.resolve_delta(self._current.stack, self._building.entries()["digest"])
         self.duplicates, self.absent, self.clashes = resolved.duplicates, resolved.absent, resolved.clashes

@@ -212,8 +212,8 @@ def _numbers(ids: Sequence[str] | Sequence[int]) -> bytes:
 def _encoded(ids: Sequence[str] | Sequence[int]) -> list[bytes]:
     """String ids as UTF-8."""
     try:
-        encoded = [id_.encode() for id_ in ids]  # type: ignore[union-attr]
-    except (AttributeError, UnicodeEncodeError) as error:
+        encoded = [*map(str.encode, cast("Sequence[str]", ids))]
+    except (TypeError, UnicodeEncodeError) as error:
         raise IdTypeError(f"this store's ids are strings of UTF-8: {error}") from error
     if not all(1 <= len(id_) <= MAX_ID_BYTES for id_ in encoded):
         raise IdTypeError(f"an id is empty or over {MAX_ID_BYTES} bytes of UTF-8")

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -162,16 +163,16 @@ def require_store(store: Path) -> None:
         raise StoreNotFoundError(f"{store} is not a store; `twinbert refresh` makes one")
 
 
-# The purpose of who holds the lock for moments, so that others wait; they do not wait for any other.
-PASSING = "a step of a compaction"
-
-# How long, in seconds, by purpose; without one, somebody is just taking the lock or letting it go.
-_PATIENCE = {PASSING: 10.0, "": 0.05}
+# Seconds for which whoever holds a lock for moments is waited for, and after which the log says so; whoever says
+# nothing is just taking the lock, or letting it go.
+_PATIENCE, _QUIET, _UNSAID = 10.0, 1.0, 0.05
 _LOOK_SECONDS = 0.01
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False) -> Iterator[None]:
+def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False, brief: bool = False) -> Iterator[None]:
     """Holds a lock of the store, which the kernel releases if this process dies.
 
     Args:
@@ -179,10 +180,11 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False) -
         purpose: what for, in words for those who are refused.
         file: which lock: LOCK for all that changes what is served, or COMPACTION.
         wait: for whoever holds it, without end.
+        brief: this takes moments, so others wait and are not refused at once.
 
     Raises:
         StoreNotFoundError: there is no store to lock.
-        StoreLockedError: somebody else holds it; the message says who, what for and since when.
+        StoreLockedError: somebody else holds it, and not for moments; the message says who, what for and since when.
     """
     require_store(store)
     path = store / file
@@ -198,7 +200,7 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False) -
         else:
             _take(descriptor, store)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since, "brief": brief}
         os.ftruncate(descriptor, 0)
         # Who holds it is only told to others. On a full disk a collection has to run all the same.
         with contextlib.suppress(OSError):
@@ -210,25 +212,30 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False) -
 
 
 def _take(descriptor: int, store: Path) -> None:
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(descriptor, 4096, 0)
-            purpose, holder = _holder(text) if text else ("", "another process")
-            if time.monotonic() - started >= _PATIENCE.get(purpose, 0.0):
+            holder, patience = _holder(os.pread(descriptor, 4096, 0))
+            waited = time.monotonic() - started
+            if waited >= patience:
                 raise StoreLockedError(f"{store} is being changed by {holder}; wait for it to end") from None
+            if waited >= _QUIET and not told:
+                told = True
+                _LOGGER.warning("%s is being changed by %s: waiting up to %g s for it to end", store, holder, patience)
             time.sleep(_LOOK_SECONDS)
         else:
             return
 
 
-def _holder(text: bytes) -> tuple[str, str]:
-    """The purpose of who holds a lock, and a description for people."""
+def _holder(text: bytes) -> tuple[str, float]:
+    """Who holds a lock, for people, and how long to wait for it."""
+    if not text:
+        return "another process", _UNSAID
     try:
         holder = json.loads(text)
-        purpose, who = str(holder["purpose"]), f"process {holder['pid']} on {holder['host']}"
-        return purpose, f"{purpose} ({who}, since {holder['since']})"
-    except (ValueError, KeyError, TypeError):
-        return "unknown", "another process"
+        who = f"{holder['purpose']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+        return who, _PATIENCE if holder.get("brief") is True else 0.0
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "another process", 0.0

@@ -1,4 +1,4 @@
-"""What an operator does to a store: list, roll back, pin, collect, copy. Each says what it did."""
+"""What an operator does to a store: list, roll back, pin, collect. Each says what it did."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreLockedError
-from store.files import FileEntry, locked, reporting_full_disk, sync_directory, sync_file
-from store.format import BUILDING, COMPACTION, COMPACTION_DRAFT, DATA, GENERATIONS, PIN, SEGMENTS
-from store.manifest import Manifest, SegmentEntry, generation_number, write_current, write_manifest
+from store.files import locked, reporting_full_disk, sync_directory
+from store.format import BUILDING, COMPACTION, COMPACTION_DRAFT, GENERATIONS, PIN, SEGMENTS
+from store.manifest import Manifest, generation_number, write_current
 from store.store import Store
-from store.verification import noticing_collection, problem_of, verify_generation
+from store.verification import problem_of, verify_generation
 
 # An interrupted build is worth keeping for the run that will resume it; after this long nobody will.
 BUILD_DAYS = 7
@@ -89,7 +89,7 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
         StoreFullError: no space left; CURRENT is unchanged.
         StoreLockedError: a refresh is running.
     """
-    with locked(store.path, "a rollback"):
+    with locked(store.path, "a rollback", brief=True):
         try:
             before = store.current()
         except (CorruptError, NoGenerationError):
@@ -129,7 +129,7 @@ def pin(store: Store, name: str) -> None:
         StoreLockedError: a refresh is running.
         StoreFullError: no space left.
     """
-    with locked(store.path, f"pinning {name}"):
+    with locked(store.path, f"pinning {name}", brief=True):
         store.manifest(name)
         with reporting_full_disk(store.path):
             (store.path / GENERATIONS / f"{name}{PIN}").touch()
@@ -143,7 +143,7 @@ def unpin(store: Store, name: str) -> None:
         GenerationNotFoundError: it is not pinned.
         StoreLockedError: a refresh is running.
     """
-    with locked(store.path, f"unpinning {name}"):
+    with locked(store.path, f"unpinning {name}", brief=True):
         pinned = _pinned(store)
         if name not in pinned:
             raise GenerationNotFoundError(
@@ -173,7 +173,7 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
         CorruptError: what a generation that stays needs cannot be told; nothing is removed.
         StoreLockedError: a refresh is running.
     """
-    with locked(store.path, "a collection"), _abandoned_compaction(store) as drafts:
+    with locked(store.path, "a collection", brief=True), _abandoned_compaction(store) as drafts:
         names = store.generations()
         current = store.current()
         kept = {current, *names[-max(1, keep) :], *_pinned(store).intersection(names)}
@@ -227,71 +227,6 @@ def _manifest_that_stays(store: Store, name: str, current: str) -> Manifest:
         raise CorruptError(
             f"nothing is removed: {path} is damaged or missing, so what it needs is unknown; {remedy}, then run again"
         ) from error
-
-
-def copy(source: Store, destination: Store, name: str | None = None) -> tuple[str, int]:
-    """Copies a generation to another folder and makes it current there: segments, manifest, then CURRENT.
-
-    What is there already and verifies is not copied again, so an interrupted copy goes on where it was.
-
-    Args:
-        source: where from.
-        destination: where to; made if it is missing.
-        name: the generation; None: the current one.
-
-    Returns:
-        The generation's name, and the bytes that were copied.
-
-    Raises:
-        CorruptError: the source, or the copy, does not verify; CURRENT of the destination is unchanged.
-        GenerationNotFoundError: the source does not have it, or it is collected meanwhile.
-        StoreFullError: no space left.
-        StoreLockedError: somebody else changes the destination.
-    """
-    name = name or source.current()
-    manifest = source.manifest(name)
-    destination.create()
-    copied = 0
-    with locked(destination.path, f"a copy of {name}"):
-        for entry in manifest.segments:
-            with noticing_collection(source, name):
-                copied += _copy_segment(
-                    source.path / SEGMENTS / entry.id, destination.path / SEGMENTS / entry.id, entry
-                )
-        with reporting_full_disk(destination.path):
-            write_manifest(destination.path, manifest)
-            write_current(destination.path, name)
-    return name, copied
-
-
-def _copy_segment(original: Path, target: Path, entry: SegmentEntry) -> int:
-    """Copies a segment's folder, unless it is there and verifies; returns the bytes that were copied."""
-    if problem_of(partial(entry.file.check, target / DATA, thorough=True)) is None:
-        return 0
-    draft = target.with_name(f".{entry.id}.copy")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        with reporting_full_disk(target.parent, entry.file.size):
-            draft.mkdir()
-        _copy_file(original / DATA, draft / DATA, entry.file)
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    sync_directory(target)
-    sync_directory(target.parent)
-    return entry.file.size
-
-
-def _copy_file(original: Path, target: Path, entry: FileEntry) -> None:
-    try:
-        with reporting_full_disk(target.parent, entry.size):
-            shutil.copyfile(original, target)
-            sync_file(target)
-        entry.check(target, thorough=True)
-    except (CorruptError, OSError):
-        entry.check(original, thorough=True)  # names the original, if it is at fault
-        raise
 
 
 def _touched(path: Path) -> float:

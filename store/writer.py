@@ -8,8 +8,8 @@ with store.writer(...) as writer:
 
 `store.delta` is the other kind of refresh.
 
-Memory: 24 bytes a document while they are added; while they are sealed 66, and the text of their ids; all the while 20
-for each row that can be reused, of the current generation and of an interrupted build.
+Memory: while documents are added 24 bytes for each, and 20 for each row that can be reused, of the current generation,
+an interrupted build or this one; while they are sealed 66, and the text of their ids.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from store.building import Building, DigestIndex, Digests
+from store.building import Building, Digests, StoredDigests
 from store.documents import Batch, Documents, Resolved
 from store.encoding import Codec, Floats, Rows
 from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError
@@ -75,7 +75,7 @@ class Writer:
         self._store, self._pool, self._template, self._codec = store, pool, template, codec
         self._exit = contextlib.ExitStack()
         self._current: Generation | None = None  # whose rows can be reused
-        self._reusable: list[DigestIndex] = []  # of each of its segments
+        self._reusable: list[StoredDigests] = []  # of each of its segments
         self.damage: CorruptError | None = None
         self.duplicates = 0
 
@@ -125,7 +125,7 @@ class Writer:
     def _reuse(self, current: Generation) -> None:
         """Lets rows be reused, dead ones too: a row depends on its text only."""
         self._current = current
-        self._reusable = [DigestIndex(segment.digests) for segment in current.stack.segments]
+        self._reusable = [StoredDigests(segment.digests) for segment in current.stack.segments]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -139,7 +139,7 @@ class Writer:
         Returns:
             Which of the batch were added, [N]; the caller encodes and adds the others.
         """
-        rows_N = self._building.known.find(batch.digests)
+        rows_N = self._building.find(batch.digests)
         for segment, index in zip(self._current.stack.segments if self._current else (), self._reusable, strict=True):
             missing_N = np.flatnonzero(rows_N < 0)
             stored = index.find(batch.digests[missing_N])
@@ -172,6 +172,10 @@ class Writer:
         """Removes all rows of the build, so that no later run reuses them. Nothing can be added any more."""
         self._building.remove()
 
+    def _finish_adding(self) -> None:
+        self._building.finish()
+        self._reusable.clear()
+
     @contextlib.contextmanager
     def seal(self) -> Iterator[Generation]:
         """Makes the segment durable and opens it as the generation to be, unpublished.
@@ -180,7 +184,7 @@ class Writer:
             EmptyGenerationError: no documents were added.
             StoreFullError: no space left.
         """
-        self._building.sync()
+        self._finish_adding()
         resolved = self._documents.resolve()
         self.duplicates = resolved.duplicates
         with self._sealed(resolved, (), int(resolved.times.max())) as generation:

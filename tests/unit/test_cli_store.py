@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from store_cases import (
     delta,
     documents,
     flip,
+    forge,
     holds,
     interrupt,
     refresh,
@@ -27,6 +29,9 @@ from store_cases import (
 from store.format import BUILDING, CURRENT, GENERATIONS
 from store.store import Store
 from twinbert.cli import main
+
+ROOT = Path(__file__).parents[2]
+IN_PROCESS = (sys.executable, "-c", "import sys; from twinbert.cli import main; sys.exit(main())", "store")
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +68,8 @@ def refused(capsys: pytest.CaptureFixture[str], command: str, *options: object) 
 
 def in_process(store: Store, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command that has run in a process of its own."""
-    code = "import sys; from twinbert.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "store", *arguments, "--store", str(store.path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    command = [*IN_PROCESS, *arguments, "--store", str(store.path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_list(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +267,27 @@ def test_a_running_refresh(store: Store, tmp_path: Path, capsys: pytest.CaptureF
         for command in ("list", "verify"):
             assert in_process(store, command).returncode == 0
         assert in_process(store, "copy", str(tmp_path / "there")).returncode == 0
+
+
+def test_an_interrupted_verification(tmp_path: Path) -> None:
+    """An interrupt ends it within a file whose bytes would take half a minute, with one line and exit code 130."""
+    store, size = Store(tmp_path / "store"), 1 << 36
+    name = refresh(store, documents(3)).name
+    os.truncate(data_file(store), size)
+    forge(store, lambda fields: fields["segments"][0]["files"]["data.mdb"].update(size=size))
+    (store.path / GENERATIONS / f"{name}.json").unlink()
+    with subprocess.Popen(
+        [*IN_PROCESS, "verify", "--store", str(store.path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "CURRENT  ok\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "twinbert: interrupted\n")
+        assert process.returncode == 130
 
 
 def test_as_a_process(store: Store) -> None:

@@ -65,6 +65,26 @@ def segments(store: Store) -> int:
     return len(store.manifest(store.current()).segments)
 
 
+def test_what_is_current_is_verified_ahead(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delta that comes to an encoder does not wait for the store to be read: that was done when it was seen."""
+    checked: list[Path] = []
+
+    def check(entry: FileEntry, path: Path, **settings: object) -> None:
+        real(entry, path, **settings)  # type: ignore[arg-type]  # passed through
+        checked.append(path)
+
+    real = FileEntry.check
+    monkeypatch.setattr(FileEntry, "check", check)
+    fresh = Store(store.path)
+
+    async def test(_metrics: Metrics) -> None:
+        await until(lambda: len(checked) == 1)
+        fresh.open(fresh.current()).close()
+        assert checked == [data_file(store)]
+
+    run(fresh, test)
+
+
 def test_the_segments_stay_few(store: Store) -> None:
     """Whoever publishes deltas, they are merged as soon as there are too many; the metrics show what is current."""
 

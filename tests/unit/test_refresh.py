@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from store_cases import forge, weak_until
 
-from encoder_server import refresh as pipeline
+from encoder_server import window
 from encoder_server.documents import Deletion, Document, Rejection
 from encoder_server.progress import Progress
 from encoder_server.refresh import Refresh
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few hundred documents are several windows."""
-    monkeypatch.setattr(pipeline, "_WINDOW_DOCUMENTS", WINDOW)
+    monkeypatch.setattr(window, "_DOCUMENTS", WINDOW)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

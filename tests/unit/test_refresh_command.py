@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder_server import refresh as pipeline
+from encoder_server import window
 from encoder_server.command import refresh
 from encoder_server.documents import DocumentSource, Rejection
 from encoder_server.refresh import Refresh
@@ -161,7 +161,7 @@ def test_an_interrupt_while_it_encodes(
     tiny_bundle: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C ends the refresh in order: the lock is free, what is encoded is reused by the next run."""
-    monkeypatch.setattr(pipeline, "_WINDOW_DOCUMENTS", 32)
+    monkeypatch.setattr(window, "_DOCUMENTS", 32)
     documents = write_documents(tmp_path / "documents.jsonl", TEXTS | {"blank": " "} | {"more": "red shoes"})
 
     class Interrupting(Recorder):

@@ -32,7 +32,7 @@ from store import compaction as module
 from store.compaction import compact, due
 from store.documents import Batch
 from store.errors import CorruptError, StoreError, StoreFullError, StoreLockedError, SupersededError
-from store.files import PASSING, FileEntry, locked, replace_file
+from store.files import FileEntry, locked, replace_file
 from store.format import BUILDING, COMPACTION, CURRENT, DIGEST, SEGMENTS
 from store.maintenance import gc, list_generations, pin, rollback, unpin
 from store.manifest import Manifest, SegmentEntry
@@ -365,14 +365,15 @@ def test_a_refresh_waits_for_the_end_of_a_compaction(store: Store, monkeypatch: 
 
     monkeypatch.setattr("store.files.time.sleep", sleep)
     late = threading.Thread(target=publish_late)
-    with locked(store.path, PASSING):
+    with locked(store.path, "a step of a compaction", brief=True):
         late.start()
         waits.wait()
     publish.set()
     late.join()
     assert is_now(store, after(3) | {"late": Document("late", "late")})
-    monkeypatch.setattr("store.files._PATIENCE", {})
-    with locked(store.path, PASSING), pytest.raises(StoreLockedError, match=PASSING):
+    monkeypatch.setattr("store.files._PATIENCE", 0.0)
+    step = "a step of a compaction"
+    with locked(store.path, step, brief=True), pytest.raises(StoreLockedError, match=step):
         delta(store, [Document("later", "later")])
 
 

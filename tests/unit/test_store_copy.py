@@ -9,9 +9,10 @@ import pytest
 from store_cases import Deletion, Document, data_file, delta, documents, flip, forge, holds, refresh, tree
 
 from store.compaction import compact
+from store.copying import copy
 from store.errors import CorruptError, FormatError, GenerationNotFoundError, NoGenerationError
 from store.format import CURRENT, GENERATIONS, SEGMENTS
-from store.maintenance import copy, gc, rollback
+from store.maintenance import gc, rollback
 from store.store import Store
 from store.verification import verify
 
@@ -83,7 +84,7 @@ def test_an_interrupted_copy_goes_on(store: Store, there: Store, monkeypatch: py
     shutil.rmtree(there.path)
     copy(store, there, first)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("store.maintenance.write_current", _interrupt)
+        interrupted.setattr("store.copying.write_current", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             copy(store, there)
     assert there.current() == first
@@ -104,7 +105,7 @@ def test_current_comes_last(store: Store, there: Store, monkeypatch: pytest.Monk
         seen.append([problem for _, problem in verify(there, name)])
         (path / CURRENT).write_text(f"{name}\n")
 
-    monkeypatch.setattr("store.maintenance.write_current", look)
+    monkeypatch.setattr("store.copying.write_current", look)
     copy(store, there)
     assert seen == [[None]]
 
@@ -142,7 +143,7 @@ def test_a_source_that_is_collected(store: Store, there: Store, monkeypatch: pyt
         gc(store, keep=1)
         copyfile(original, target)
 
-    monkeypatch.setattr("store.maintenance.shutil.copyfile", copy_too_late)
+    monkeypatch.setattr("store.copying.shutil.copyfile", copy_too_late)
     with pytest.raises(GenerationNotFoundError, match=f"{store.path} no longer has .* collected meanwhile"):
         copy(store, there, first)
     assert tree(there.path) == {}

@@ -7,17 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import xxhash
-from store_cases import documents, flip, holds, refresh, writer
+from store_cases import delta, documents, flip, holds, refresh, writer
 
+from store.copying import copy
 from store.errors import CorruptError, StoreError, StoreLockedError, StoreNotFoundError
 from store.files import FileEntry, locked, replace_file
 from store.format import LOCK
-from store.maintenance import copy, gc, rollback
+from store.maintenance import gc, pin, rollback
+from store.manifest import Manifest
 from store.store import Store
 
 HOLD = """
@@ -91,6 +95,46 @@ def test_a_killed_writer_lets_go(store: Store, holder: subprocess.Popen[str]) ->
     assert refresh(store, documents(9)).encoded == []
     assert holds(store, documents(9))
     assert (store.path / LOCK).read_text() == ""
+
+
+class Held(Store):
+    """A store that stops in the middle of what is done to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.holding, self.release = threading.Event(), threading.Event()
+
+    def manifest(self, name: str) -> Manifest:
+        """Waits to be released."""
+        self.holding.set()
+        self.release.wait()
+        return super().manifest(name)
+
+
+@pytest.mark.parametrize("change", [lambda held, _: rollback(held), lambda held, _: gc(held, keep=9), pin])
+def test_a_delta_waits_for_what_takes_moments(
+    store: Store,
+    change: Callable[[Store, str], object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A delta beside a rollback, a collection or a pin waits for its end, says so after a while, and is published."""
+    refresh(store, documents(6))
+    held, sleep = Held(store.path), time.sleep
+    monkeypatch.setattr("store.files._QUIET", 0.0)
+    monkeypatch.setattr("store.files.time.sleep", lambda seconds: (held.release.set(), sleep(seconds)))
+    other = threading.Thread(target=change, args=(held, store.current()))
+    other.start()
+    held.holding.wait()
+    try:
+        name = delta(store, documents(1, text="changed")).name
+    finally:
+        held.release.set()
+        other.join()
+    assert store.current() == name
+    (record,) = caplog.records
+    assert f"process {os.getpid()} " in record.getMessage()
+    assert "waiting up to 10 s" in record.getMessage()
 
 
 def test_a_second_writer_in_one_process(store: Store) -> None:

@@ -19,9 +19,10 @@ import pytest
 from store_cases import Deletion, Document, batch_of, delta, documents, embeddings, holds, refresh, tree, writer
 
 from store.compaction import compact
+from store.copying import copy
 from store.errors import StoreError, StoreFullError
 from store.format import BUILDING, GENERATIONS, SEGMENTS
-from store.maintenance import copy, gc, rollback
+from store.maintenance import gc, rollback
 from store.store import Store
 from store.verification import verify
 

@@ -181,6 +181,21 @@ def test_unchanged_texts_are_reused(store: Store) -> None:
     assert holds(store, chosen)
 
 
+def test_a_text_that_comes_again_is_encoded_once(store: Store) -> None:
+    """Once it is durable a row of this very refresh is found again, whichever sync it came with, and shared."""
+    chosen = [Document(f"{copy}-{i}", f"text {i}") for copy in range(3) for i in range(40)]
+    with writer(store) as into:
+        for first in range(0, 40, 8):
+            assert len(add(into, chosen[first : first + 8])) == 8
+            into.sync()
+        assert add(into, chosen) == []
+        with into.seal():
+            pass
+        into.publish({})
+    assert holds(store, chosen)
+    assert refresh(store, chosen).encoded == []
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"fingerprint": "0" * 64}, {"encoding": "float16"}, {"encoding": "uint8"}],

@@ -61,6 +61,10 @@ def refresh(
         typer.Option(metavar="FILE", help="A delta of those documents that a scorer recorded here as missing."),
     ] = None,
     force: ForceOption = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what the run did, for node exporter's textfile collector: *.prom."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode documents and publish them as the store's next generation.
@@ -73,13 +77,16 @@ def refresh(
     ranks otherwise than the limits allow, nothing is published and the exit code is 3.
     """
     from encoder_server import command
+    from encoder_server.textfile import recording_run
+    from store.store import Store
 
     with ExitStack() as stack:
+        report = open_report(stack)
         result = command.refresh(
             bundle=bundle,
             store=store,
             documents=documents,
-            report=open_report(stack),
+            report=report,
             format=format,
             id_column=id_column,
             text_columns=text_column or ["text"],
@@ -91,6 +98,7 @@ def refresh(
             delta=delta,
             missing=missing,
             gate=dataclasses.replace(gate, force=force),
+            run=stack.enter_context(recording_run(metrics_file, Store(store), report)),
         )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))

@@ -160,7 +160,7 @@ def copy(
     generation: GenerationOption = None,
 ) -> None:
     """Copy a generation to another store and make it current there: how a store reaches another host."""
-    from store.maintenance import copy as run
+    from store.copying import copy as run
     from store.store import Store
 
     opened = Store(store)
