@@ -9,6 +9,7 @@ Rows are numbered through, from the oldest segment's first to the newest one's l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,12 @@ class Stack:
 
     def cut(self, rows_N: RowNumbers) -> Iterator[tuple[Segment, RowNumbers, RowNumbers]]:
         """Divides rows among their segments: a segment, the places in `rows_N`, and the segment's own row numbers."""
-        of_N = np.searchsorted(self.starts, rows_N, side="right") - 1
-        for number in np.flatnonzero(np.bincount(of_N)).tolist():
-            here = np.flatnonzero(of_N == number)
-            yield self.segments[number], here, rows_N[here] - self.starts[number]
+        order_N = rows_N.argsort()
+        sorted_N = rows_N[order_N]
+        cuts = pairwise(sorted_N.searchsorted(self.starts).tolist())
+        for segment, first, (begin, end) in zip(self.segments, self.starts, cuts, strict=False):
+            if begin < end:
+                yield segment, order_N[begin:end], sorted_N[begin:end] - first
 
     def read(self, rows_N: RowNumbers) -> Floats:
         """Embeddings of rows: float32 [N, D]."""
