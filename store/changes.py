@@ -77,7 +77,9 @@ def resolve(
         times_n: source times of the documents.
         positions_n: which change is later.
     """
-    stored_n, found_n = current.find(keys_n)
+    rows_F, found_n = current.find(keys_n)
+    stored_n = np.zeros(len(keys_n), np.int64)
+    stored_n[found_n] = rows_F
     order = np.lexsort((positions_n, keys_n))
     first_n = _first_of_each_key(keys_n, order)
     deletes_n = rows_n == TOMBSTONE

@@ -21,6 +21,8 @@ ENCODINGS = ("float32", "float16", "uint8")
 FIXED_STEP = np.float32(2 / 255)
 # A Python float: numpy would compare with a float16 in float16, where nothing is larger.
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+# Of 5 and 10 bits of exponent and mantissa to 8 and 23. Widening an int16 repeats its sign; it is to stand once.
+_SHIFT, _SIGN_AND_REST, _BIASES = np.int32(23 - 10), np.int32(0x8FFFFFFF - (1 << 32)), np.float32(2.0 ** (127 - 15))
 # 127 times this is finite in float32.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 
@@ -71,7 +73,14 @@ class Float16(Codec):
     dtype = np.dtype("<f2")
 
     def _decode(self, rows_ND: Rows, scales_N: Floats | None) -> Floats:
-        return rows_ND.astype(np.float32)
+        # `astype` goes number by number, which takes four times as long. Of a finite number this is the same: its bits
+        # moved to their places in a float32, whose exponent is then too small by the difference of the biases.
+        bits_ND = rows_ND.view(np.int16).astype(np.int32)
+        bits_ND <<= _SHIFT
+        bits_ND &= _SIGN_AND_REST
+        vectors_ND = bits_ND.view(np.float32)
+        vectors_ND *= _BIASES
+        return vectors_ND
 
     def _encode(self, vectors_ND: Floats) -> tuple[Rows, Floats | None]:
         largest = float(np.abs(vectors_ND).max(initial=0))
@@ -111,9 +120,8 @@ class ScaledUint8(Codec):
 
     def _decode(self, rows_ND: Rows, scales_N: Floats | None) -> Floats:
         assert scales_N is not None
-        vectors_ND = rows_ND.astype(np.float32)
-        vectors_ND -= np.float32(128)
-        vectors_ND *= scales_N[:, None]
+        # The highest bit turned, a byte is what it stood for less 128, as an int8.
+        vectors_ND: Floats = (rows_ND ^ np.uint8(128)).view(np.int8) * scales_N[:, None]
         return vectors_ND
 
     def _encode(self, vectors_ND: Floats) -> tuple[Rows, Floats | None]:

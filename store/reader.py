@@ -157,7 +157,7 @@ class Generation:
             IdTypeError: ids of the other type.
         """
         rows, found = self.stack.find(self._keys(ids))
-        return Located(found, rows if found.all() else rows[found])
+        return Located(found, rows)
 
     def _keys(self, ids: Sequence[str] | npt.NDArray[np.uint64]) -> Keys:
         integers = isinstance(ids, np.ndarray)

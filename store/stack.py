@@ -9,6 +9,7 @@ Rows are numbered through, from the oldest segment's first to the newest one's l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ class Stack:
         replaced = np.delete(rows, first_m)
         dead = [replaced[replaced != _DELETED]]
         for start in range(0, len(self._keys_m), _BLOCK):
-            rows_N, found_N = self.segments[0].index.find(self._keys_m[start : start + _BLOCK])
-            dead.append(rows_N[found_N & (rows_N != TOMBSTONE)].astype(np.int64))
+            rows_F, _ = self.segments[0].index.find(self._keys_m[start : start + _BLOCK])
+            dead.append(rows_F[rows_F != TOMBSTONE].astype(np.int64))
         self.dead = np.sort(np.concatenate(dead))
 
     @property
@@ -76,19 +77,21 @@ class Stack:
         return np.concatenate([np.setdiff1d(gone, self._keys_m), self._keys_m[self._rows_m == _DELETED]])
 
     def find(self, keys_N: Keys) -> tuple[RowNumbers, Flags]:
-        """Rows i64 [N], and whether each key has one [N]; where it has none the row means nothing. The oldest segment
+        """Rows i64 [F] of those keys that have one, in the order asked for, and which those are [N]. The oldest segment
         must be without tombstones.
         """
-        oldest_N, found_N = self.segments[0].index.find(keys_N)
-        rows_N = oldest_N.astype(np.int64)
+        oldest_F, found_N = self.segments[0].index.find(keys_N)
+        rows_F = oldest_F.astype(np.int64)
         if len(self.segments) == 1:
-            return rows_N, found_N
+            return rows_F, found_N
         places_N, covered_N = self._newer(keys_N)
-        if covered_N.any():
-            newer_N = self._rows_m.take(places_N, mode="clip")
-            rows_N = np.where(covered_N, newer_N, rows_N)
-            found_N = np.where(covered_N, newer_N != _DELETED, found_N)
-        return rows_N, found_N
+        if not np.count_nonzero(covered_N):
+            return rows_F, found_N
+        rows_N = np.full(len(keys_N), _DELETED)
+        rows_N[found_N] = rows_F
+        np.copyto(rows_N, self._rows_m.take(places_N, mode="clip"), where=covered_N)
+        found_N = rows_N != _DELETED
+        return rows_N[found_N], found_N
 
     def tombstones(self, keys_N: Keys) -> Flags:
         """Which keys have a tombstone that counts: bool [N]."""
@@ -114,15 +117,19 @@ class Stack:
 
     def cut(self, rows_N: RowNumbers) -> Iterator[tuple[Segment, RowNumbers, RowNumbers]]:
         """Divides rows among their segments: a segment, the places in `rows_N`, and the segment's own row numbers."""
-        of_N = np.searchsorted(self.starts, rows_N, side="right") - 1
-        for number in np.flatnonzero(np.bincount(of_N)).tolist():
-            here = np.flatnonzero(of_N == number)
-            yield self.segments[number], here, rows_N[here] - self.starts[number]
+        order_N = rows_N.argsort()
+        sorted_N = rows_N[order_N]
+        cuts = pairwise(sorted_N.searchsorted(self.starts).tolist())
+        for segment, first, (begin, end) in zip(self.segments, self.starts, cuts, strict=False):
+            if begin < end:
+                yield segment, order_N[begin:end], sorted_N[begin:end] - first
 
     def read(self, rows_N: RowNumbers) -> Floats:
         """Embeddings of rows: float32 [N, D]."""
         oldest, end = self.segments[0], self.starts[1]
-        others = np.flatnonzero(rows_N >= end)
+        if len(self.segments) == 1:
+            return oldest.read(rows_N)
+        (others,) = (rows_N >= end).nonzero()
         if not len(others):
             return oldest.read(rows_N)
         # Nearly all are the oldest segment's: one call takes them, and any row of it in place of the others.

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from twinbert.bundle import Bundle, Tower
+from twinbert.bundle import BUNDLE_JSON, Bundle, Tower
+from twinbert.cosine import Cosine, Crossing
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
+from twinbert.fields import Fields
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 
 # Its official builds report to their maker over the network, and keep an identifier in the home directory, unless this
@@ -79,11 +81,12 @@ class Runtime:
             )
             for tower in towers
         }
-        self._crossings = {name: session(entry.file) for name, entry in bundle.crossings.items()}
+        crossings = {name: session(entry.file) for name, entry in bundle.crossings.items()}
         for tower, opened in self._towers.items():
             _require(bundle, bundle.towers[tower].file, opened.session, {"input_ids", "attention_mask"}, "embeddings")
-        for name, crossing in self._crossings.items():
+        for name, crossing in crossings.items():
             _require(bundle, bundle.crossings[name].file, crossing, {"queries", "documents", "task"}, "scores")
+        self._crossings = {name: _crossing(bundle, name, opened) for name, opened in crossings.items()}
 
     def max_tokens(self, tower: Tower) -> int:
         """Tokens that a tower reads, special tokens included."""
@@ -115,8 +118,8 @@ class Runtime:
     def cross(self, queries_QD: Floats, documents_ND: Floats, task_N: Ints, crossing: str | None = None) -> Floats:
         """Probabilities [N] in [0, 1]: document n against query task_N[n].
 
-        A pair's score is the same in any company: bit for bit where D is a multiple of 4, so that every row is aligned
-        alike, else to about 1e-7.
+        A pair's score is the same in any company, bit for bit; but for the residual crossing, whose graph is run, where
+        D is no multiple of 4, so that not every row is aligned alike: there to about 1e-7.
 
         Args:
             queries_QD: embeddings of the query tower.
@@ -133,9 +136,7 @@ class Runtime:
             raise CrossingMissingError(f"{self.bundle.path}: has no crossing layer {name!r}; it has {there}")
         if not len(documents_ND):
             return np.empty(0, dtype=np.float32)
-        feeds = {"queries": queries_QD, "documents": documents_ND, "task": task_N}
-        scores_N: Floats = self._crossings[name].run(["scores"], feeds)[0]
-        return scores_N
+        return self._crossings[name](queries_QD, documents_ND, task_N)
 
     def _tower(self, tower: Tower) -> _Tower:
         if tower not in self._towers:
@@ -159,6 +160,30 @@ def _require(bundle: Bundle, file: str, session: onnxruntime.InferenceSession, i
             f"{bundle.path / file}: has inputs {', '.join(sorted(found))} and outputs {shapes}, and bundle.json wants "
             f"{', '.join(sorted(inputs))} and {output} of dimension {bundle.dimension}; export the bundle again"
         )
+
+
+def _crossing(bundle: Bundle, name: str, session: onnxruntime.InferenceSession) -> Crossing:
+    """What crosses: the exported graph, or for a cosine what is proved to do the same."""
+
+    def graph(queries_QD: Floats, documents_ND: Floats, task_N: Ints) -> Floats:
+        feeds = {"queries": queries_QD, "documents": documents_ND, "task": task_N}
+        scores_N: Floats = session.run(["scores"], feeds)[0]
+        return scores_N
+
+    if name != "cosine":
+        return graph
+    path = bundle.path / BUNDLE_JSON
+    fields = Fields(path, bundle.configuration, remedy="export the bundle again").fields("crossings").fields(name)
+    cosine, file = Cosine(fields.number("a"), fields.number("b")), bundle.path / bundle.crossings[name].file
+    try:
+        proved = cosine.proved(graph, bundle.dimension)
+    except _LOAD_ERRORS as error:
+        raise BundleError(f"{file}: cannot cross embeddings of dimension {bundle.dimension}: {error}") from error
+    if not proved:
+        raise BundleError(
+            f"{file}: does not compute the cosine crossing with the a and b of {path.name}; export the bundle again"
+        )
+    return cosine
 
 
 def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

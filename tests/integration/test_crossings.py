@@ -101,6 +101,24 @@ def test_each_crossing_gives_its_own_scores(stub: Any, bundle: Path, query: str)
     assert np.argsort(scores[pb.CROSSING_RESIDUAL]).tolist() != np.argsort(scores[pb.CROSSING_COSINE]).tolist()
 
 
+@pytest.mark.parametrize("crossing", ["residual", "cosine"])
+def test_company_does_not_change_a_score(bundle: Path, crossing: str) -> None:
+    """Either crossing gives a pair the same score, bit for bit, alone, among a few and among a thousand."""
+    runtime, random = Runtime(Bundle.open(bundle)), np.random.default_rng(9)
+    queries_QD = random.standard_normal((7, 16), dtype=np.float32)
+    documents_ND = random.standard_normal((1003, 16), dtype=np.float32)
+    task_N = random.integers(0, 7, len(documents_ND))
+    together_N = runtime.cross(queries_QD, documents_ND, task_N, crossing)
+    for count in (1, 2, 3, 5, 6, 7, 12, 13, 100):
+        for n in range(0, len(documents_ND) - count, 131):
+            few = slice(n, n + count)
+            assert runtime.cross(queries_QD, documents_ND[few], task_N[few], crossing).tolist() == (
+                together_N[few].tolist()
+            )
+        alone_N = runtime.cross(queries_QD[3:4], documents_ND[task_N == 3][:count], np.zeros(count, np.int64), crossing)
+        assert alone_N.tolist() == together_N[task_N == 3][:count].tolist()
+
+
 def test_describe_tells_of_both(stub: Any) -> None:
     """Describe names both crossings, the default, and that the default is calibrated."""
     described = stub.Describe(pb.DescribeRequest())

@@ -94,6 +94,17 @@ def test_scaled_uint8_at_the_ends_of_float32(largest: float) -> None:
     assert float(error.max()) <= scaled_step(np.array(value, np.float64))
 
 
+def test_every_float16_and_byte_reads_as_what_it_stands_for() -> None:
+    """All 63,488 finite float16 numbers, subnormal ones and both zeros too, and all bytes at any scale, bit for bit."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves_ND = halves[np.isfinite(halves)].reshape(-1, 8)
+    read_ND = codec("float16", 8, fixed_step=False).decode(halves_ND)
+    np.testing.assert_array_equal(read_ND.view(np.uint32), halves_ND.astype(np.float32).view(np.uint32))
+    bytes_ND, scales_N = np.tile(np.arange(256, dtype=np.uint8), (3, 1)), np.array([0.1, 3e-7, 0], np.float32)
+    expected_ND = (bytes_ND.astype(np.float32) - 128) * scales_N[:, None]
+    np.testing.assert_array_equal(codec("uint8", 256, fixed_step=False).decode(bytes_ND, scales_N), expected_ND)
+
+
 def test_known_rows() -> None:
     """The stored bytes of both uint8 encodings are the ones that the format document states."""
     vectors_ND = np.array([[-1, -0.5, 0, 0.25, 1]], np.float32)

@@ -31,7 +31,7 @@ def assert_agrees(keys_n: Keys, asked_N: Keys) -> None:
     index, rows = index_of(keys_n)
     found_rows, found = index.find(asked_N)
     assert found.tolist() == [key in rows for key in asked_N.tolist()]
-    assert found_rows[found].tolist() == [rows[key] for key in asked_N.tolist() if key in rows]
+    assert found_rows.tolist() == [rows[key] for key in asked_N.tolist() if key in rows]
 
 
 def neighbours(keys_n: Keys) -> Keys:
