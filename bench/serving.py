@@ -1,0 +1,84 @@
+"""A server under test, as a process: it runs while it is measured, and is stopped while others are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_SAID = 300  # characters of a log that say why
+
+
+class NotMeasuredError(Exception):
+    """A system cannot take part; the text says why."""
+
+
+class Server:
+    """A process group that can be stopped and continued. Made by `started`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self._log = process, log
+        self._lock, self._users = threading.Lock(), 1
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Lets the server run for as long as somebody needs it."""
+        self._use(1)
+        try:
+            yield
+        finally:
+            self._use(-1)
+
+    def settle(self) -> None:
+        """It has started: from now on it runs only while somebody needs it."""
+        self._use(-1)
+
+    def _use(self, change: int) -> None:
+        with self._lock:
+            before, self._users = self._users, self._users + change
+            if bool(before) != bool(self._users) and self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGCONT if self._users else signal.SIGSTOP)
+
+    def reason(self) -> str:
+        """The end of its log."""
+        return last_words(self._log.read_text(errors="replace"))
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Starts a server; it runs until `Server.settle` is called, and is killed in the end, with its children."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+    try:
+        yield Server(process, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def last_words(output: str) -> str:
+    """What a program said last, in one line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip(" \t│╰╯─╭╮")]
+    return " ".join(lines[-3:])[-_SAID:] or "it said nothing"

@@ -1,0 +1,81 @@
+"""Ours: `twinbert serve`, called over gRPC as a ranker calls it, without retries."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import grpc
+import grpc.aio
+
+from bench.driver import System
+from bench.load import Call, CallError
+from bench.workloads import Task
+from twinbert.client.scorer import SCAN_TIMEOUT_S, SCORE_TIMEOUT_S
+from twinbert.v1 import scorer_pb2 as pb
+from twinbert.v1.scorer_pb2_grpc import ScorerServiceStub
+
+if TYPE_CHECKING:
+    from twinbert.v1.scorer_pb2_grpc import ScorerServiceAsyncStub
+
+COMMAND = (sys.executable, "-m", "twinbert")
+
+
+def system(
+    title: str,
+    bundle: Path,
+    store: Path,
+    *,
+    engine: str = "",
+    crossing: str = "",
+    cached: bool = False,
+    options: Sequence[str] = (),
+) -> System:
+    """A scorer in its default configuration, but for the query cache, which is off unless `cached`.
+
+    Args:
+        title: in the report.
+        bundle: what it serves.
+        store: what it serves.
+        engine: as of `twinbert serve`; empty: the default, float32.
+        crossing: of the requests; empty: the bundle's default.
+        cached: leave the query cache on.
+        options: further ones of `twinbert serve`.
+    """
+    files = ("--bundle", str(bundle), "--store", str(store))
+    address = ("--address", "127.0.0.1:{port}", "--metrics-port", "{other_port}")
+    words = [*COMMAND, "serve", *files, *address, *(() if cached else ("--cache-bytes", "0")), *options]
+    return System(
+        title=title,
+        client=__name__,
+        arguments={"crossing": crossing},
+        server=words + (["--engine", engine] if engine else []),
+    )
+
+
+async def connect(address: str, crossing: str = "", method: str = "score") -> Call:
+    """`Score`, or `Retrieve` of the same queries."""
+    # A server that is starting is found at once.
+    channel = grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)])
+    stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(channel))
+    wanted = pb.Crossing.Value(f"CROSSING_{crossing.upper() or 'UNSPECIFIED'}")
+
+    async def score(tasks: Sequence[Task]) -> list[list[float]]:
+        asked = [pb.ScoreTask(query=query, document_ids=ids) for query, ids in tasks]
+        try:
+            reply = await stub.Score(pb.ScoreRequest(tasks=asked, crossing=wanted), timeout=SCORE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise CallError(error.code().name) from error
+        return [list(result.scores) for result in reply.results]
+
+    async def retrieve(tasks: Sequence[Task]) -> list[list[float]]:
+        try:
+            request = pb.RetrieveRequest(queries=[query for query, _ in tasks], limit=100)
+            reply = await stub.Retrieve(request, timeout=SCAN_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise CallError(error.code().name) from error
+        return [[hit.score for hit in result.hits] for result in reply.results]
+
+    return score if method == "score" else retrieve
