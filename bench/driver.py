@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.load import MICRO, OK
-from bench.serving import ROOT, NotMeasuredError, Server, free_port, started
+from bench.serving import ROOT, NotMeasuredError, Server, free_port, started, surroundings
 
 _START_S = 180.0
 _WARM_CALLS = 5  # after a server was stopped: its caches are cold
@@ -206,7 +205,7 @@ def attached(system: System, workload: Path, log: Path, address: str, server: Se
     """A load generator for a server that runs already, or for none."""
     arguments = dict(system.arguments) | ({"address": address} if address else {})
     words = [system.python, "-m", "bench.generator", system.client, json.dumps(arguments), str(workload)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict(system.environment)
+    environment = surroundings({"PYTHONPATH": str(ROOT)} | dict(system.environment))
     with log.open("w") as errors:
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment

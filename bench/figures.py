@@ -104,7 +104,8 @@ def as_markdown(parts: Sequence[Part], found: Mapping[str, Findings], *, quick: 
         "| --- | --- | --- | --- | --- |",
     ]
     sides = {key: text for findings in found.values() for key, text in findings.sides.items()}
-    for figure in FIGURES:
+    done = {key for part in parts if part.name in found for key in part.figures}
+    for figure in (figure for figure in FIGURES if figure.key in done):
         measured = figures[figure.key]
         wanted = f"{'≤' if figure.at_most else '≥'} {figure.wanted:,g}"
         if measured["value"] is None:

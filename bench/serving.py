@@ -60,7 +60,7 @@ def started(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
             stdout=output,
             stderr=output,
             cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env=surroundings(environment or {}),
             start_new_session=True,
         )
     try:
@@ -69,6 +69,11 @@ def started(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def surroundings(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of what is measured: without a number of threads that is meant for something else."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | dict(more)
 
 
 def free_port() -> int:

@@ -60,7 +60,7 @@ async def connect(address: str, crossing: str = "", method: str = "score") -> Ca
     # A server that is starting is found at once.
     channel = grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)])
     stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(channel))
-    wanted = pb.Crossing.Value(f"CROSSING_{crossing.upper() or 'UNSPECIFIED'}")
+    wanted = f"CROSSING_{crossing.upper() or 'UNSPECIFIED'}"
 
     async def score(tasks: Sequence[Task]) -> list[list[float]]:
         asked = [pb.ScoreTask(query=query, document_ids=ids) for query, ids in tasks]
