@@ -2,8 +2,9 @@
 
     python -m bench.generator CLIENT ARGUMENTS WORKLOAD
 
-CLIENT is a module with `async def connect(**ARGUMENTS) -> Call`, ARGUMENTS a JSON object. Commands come on standard
-input, one JSON object a line, and each is answered by one:
+CLIENT is a module with `async def connect(**ARGUMENTS) -> Call`, ARGUMENTS a JSON object. It may also have `blocking`,
+which does the same without the event loop: one caller alone is answered sooner so. Commands come on standard input, one
+JSON object a line, and each is answered by one:
 
     {"do": "closed", "clients": 1, "calls": 40, "seconds": 10}     each client calls again when it is answered
     {"do": "open", "rate": 90, "seconds": 10, "seed": 1}           Poisson arrivals, however slow the answers are
@@ -29,7 +30,9 @@ from bench.workloads import Task, Workload
 
 async def serve(client: str, arguments: dict[str, Any], workload: Path) -> None:
     """Answers commands until standard input ends."""
-    call: Call = await importlib.import_module(client).connect(**arguments)
+    module = importlib.import_module(client)
+    call: Call = await module.connect(**arguments)
+    alone: Call = module.blocking(**arguments) if hasattr(module, "blocking") else call
     asked = Workload.load(workload)
     requests = asked.requests()
     loop = asyncio.get_running_loop()
@@ -40,7 +43,7 @@ async def serve(client: str, arguments: dict[str, Any], workload: Path) -> None:
                 first = itertools.islice(asked.requests(), command["requests"])
                 answer: dict[str, Any] = {"scores": [await call(request) for request in first]}
             else:
-                answer = await _load(command, call, requests)
+                answer = await _load(command, alone if command.get("clients") == 1 else call, requests)
         except Exception as error:  # noqa: BLE001  the edge of the process: the parent decides what becomes of it
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

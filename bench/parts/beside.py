@@ -11,7 +11,7 @@ from bench.driver import Calls, Driver, System, attached
 from bench.findings import Findings, Table, ratios
 from bench.parts import Part
 from bench.run import Run
-from bench.systems import scorer
+from bench.systems import retrieve, scorer
 from store.manifest import write_current
 
 _EVERY_S = 5.0
@@ -43,10 +43,10 @@ def measure(run: Run) -> Findings:
         if _SCORE not in drivers:
             return findings
         driver = drivers[_SCORE]
-        retrieve = System(title="Retrieve", client=scorer.__name__, arguments={"method": "retrieve"})
+        beside = System(title="Retrieve", client=retrieve.__name__)
         rate = driver.closed(clients=_CALLERS, seconds=seconds / 2).rate() / 2
         with attached(
-            retrieve, workload, material.folder / "retrieve.client", driver.address, driver.server
+            beside, workload, material.folder / "retrieve.client", driver.address, driver.server
         ) as retriever:
             load = partial(_load, driver, rate, seconds, iter(range(10**6)))
             turns: dict[str, Callable[[], Calls]] = {

@@ -19,6 +19,7 @@ import grpc.aio
 
 from bench.driver import System
 from bench.load import Call
+from bench.systems.scorer import OPTIONS
 from bench.workloads import Task
 
 PAUSE_S = 0.005
@@ -36,12 +37,25 @@ def system(title: str, *, request: int, answer: int, paused: bool = False) -> Sy
 
 async def connect(address: str, size: int, method: str) -> Call:
     """A request of `size` bytes whatever is asked for; no scores."""
-    channel = grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)])
+    channel = grpc.aio.insecure_channel(address, OPTIONS)
     method_: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_SERVICE}/{method}")
     request = bytes(size)
 
     async def call(_tasks: Sequence[Task]) -> list[list[float]]:
         await method_(request)
+        return []
+
+    return call
+
+
+def blocking(address: str, size: int, method: str) -> Call:
+    """The same, for one caller."""
+    channel = grpc.insecure_channel(address, OPTIONS)
+    method_: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_SERVICE}/{method}")
+    request = bytes(size)
+
+    async def call(_tasks: Sequence[Task]) -> list[list[float]]:
+        method_(request)
         return []
 
     return call

@@ -13,12 +13,15 @@ import grpc.aio
 from bench.driver import System
 from bench.load import Call, CallError
 from bench.workloads import Task
-from twinbert.client.scorer import SCAN_TIMEOUT_S, SCORE_TIMEOUT_S
+from twinbert.client.scorer import SCORE_TIMEOUT_S
 from twinbert.v1 import scorer_pb2 as pb
 from twinbert.v1.scorer_pb2_grpc import ScorerServiceStub
 
 if TYPE_CHECKING:
     from twinbert.v1.scorer_pb2_grpc import ScorerServiceAsyncStub
+
+# A server that is starting is found at once.
+OPTIONS = (("grpc.max_reconnect_backoff_ms", 200),)
 
 COMMAND = (sys.executable, "-m", "twinbert")
 
@@ -55,27 +58,36 @@ def system(
     )
 
 
-async def connect(address: str, crossing: str = "", method: str = "score") -> Call:
-    """`Score`, or `Retrieve` of the same queries."""
-    # A server that is starting is found at once.
-    channel = grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)])
-    stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(channel))
-    wanted = f"CROSSING_{crossing.upper() or 'UNSPECIFIED'}"
+async def connect(address: str, crossing: str = "") -> Call:
+    """`Score`, for any number of callers."""
+    stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(grpc.aio.insecure_channel(address, OPTIONS)))
 
     async def score(tasks: Sequence[Task]) -> list[list[float]]:
-        asked = [pb.ScoreTask(query=query, document_ids=ids) for query, ids in tasks]
         try:
-            reply = await stub.Score(pb.ScoreRequest(tasks=asked, crossing=wanted), timeout=SCORE_TIMEOUT_S)
+            return _scores(await stub.Score(_request(tasks, crossing), timeout=SCORE_TIMEOUT_S))
         except grpc.aio.AioRpcError as error:
             raise CallError(error.code().name) from error
-        return [list(result.scores) for result in reply.results]
 
-    async def retrieve(tasks: Sequence[Task]) -> list[list[float]]:
+    return score
+
+
+def blocking(address: str, crossing: str = "") -> Call:
+    """`Score`, for one caller."""
+    stub = ScorerServiceStub(grpc.insecure_channel(address, OPTIONS))
+
+    async def score(tasks: Sequence[Task]) -> list[list[float]]:
         try:
-            request = pb.RetrieveRequest(queries=[query for query, _ in tasks], limit=100)
-            reply = await stub.Retrieve(request, timeout=SCAN_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
+            return _scores(stub.Score(_request(tasks, crossing), timeout=SCORE_TIMEOUT_S))
+        except grpc.RpcError as error:
             raise CallError(error.code().name) from error
-        return [[hit.score for hit in result.hits] for result in reply.results]
 
-    return score if method == "score" else retrieve
+    return score
+
+
+def _request(tasks: Sequence[Task], crossing: str) -> pb.ScoreRequest:
+    asked = [pb.ScoreTask(query=query, document_ids=ids) for query, ids in tasks]
+    return pb.ScoreRequest(tasks=asked, crossing=f"CROSSING_{crossing.upper() or 'UNSPECIFIED'}")
+
+
+def _scores(reply: pb.ScoreResponse) -> list[list[float]]:
+    return [list(result.scores) for result in reply.results]
