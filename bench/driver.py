@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.load import MICRO, OK
-from bench.serving import ROOT, NotMeasuredError, Server, free_port, started, surroundings
+from bench.serving import ROOT, NotMeasuredError, Server, free_ports, require_listener, started, surroundings
 
 _START_S = 180.0
+_STARTED_CALLS = 8  # that are answered in turn by every process of a server
 _WARM_CALLS = 5  # after a server was stopped: its caches are cold
 
 
@@ -34,6 +35,7 @@ class System:
         client: the module whose `connect` the load generator calls.
         arguments: of `connect`; `address` is added where there is a server.
         server: its command; `{port}` and `{other_port}` stand for free ones. None: it works in the generator's process.
+        ports: that the server listens on, from `{port}` on.
         python: the interpreter of the load generator.
         environment: of server and generator, added to ours.
     """
@@ -42,6 +44,7 @@ class System:
     client: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     server: Sequence[str] | None = None
+    ports: int = 1
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,7 +84,7 @@ class Driver:
 
     Attributes:
         title: the system's.
-        address: the server's, if there is one.
+        address: the server's, if there is one; several are separated by commas.
         server: the server, if there is one.
     """
 
@@ -130,21 +133,23 @@ class Driver:
         due, latency, late = (np.array(answer[name], float) / MICRO for name in ("due", "latency", "late"))
         calls = Calls(due, latency, late, np.array(answer["outcome"]))
         if not calls.ok.any():
-            raise NotMeasuredError(f"{self.title}: no call was answered: {calls.outcomes()}")
+            raise NotMeasuredError(f"no call was answered: {calls.outcomes()}")
         return calls
 
     def wait_until_answered(self) -> None:
-        """Returns with the first answer; raises NotMeasuredError if there is none, or the server ends."""
+        """Returns once calls are answered; raises NotMeasuredError if they never are, or the server ends."""
         deadline = time.monotonic() + _START_S
         while True:
             try:
-                self._ask({"do": "scores", "requests": 1})
+                for one in filter(None, self.address.split(",")):
+                    require_listener(one)
+                self._ask({"do": "scores", "requests": _STARTED_CALLS if self.server else 1})
                 return
             except NotMeasuredError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise
                 if self.server and self.server.process.poll() is not None:
-                    raise NotMeasuredError(f"{self.title}: its server ended: {self.server.reason()}") from error
+                    raise NotMeasuredError(f"its server ended: {self.server.reason()}") from error
             time.sleep(0.2)
 
     def _ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,13 +169,13 @@ class Driver:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise NotMeasuredError(f"{self.title}: {answer['error']}")
+            raise NotMeasuredError(answer["error"])
         return answer
 
     def _ended(self) -> NotMeasuredError:
         self._process.wait()
         said = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return NotMeasuredError(f"{self.title}: {said[-1] if said else 'its load generator ended'}")
+        return NotMeasuredError(said[-1] if said else "its load generator ended")
 
 
 @contextlib.contextmanager
@@ -189,9 +194,9 @@ def driving(system: System, workload: Path, folder: Path) -> Iterator[Driver]:
     with contextlib.ExitStack() as stack:
         server = None
         if system.server is not None:
-            port = free_port()
-            command = [word.format(port=port, other_port=free_port()) for word in system.server]
-            address = f"127.0.0.1:{port}"
+            port, other_port = free_ports(system.ports), free_ports(system.ports)
+            command = [word.format(port=port, other_port=other_port) for word in system.server]
+            address = ",".join(f"127.0.0.1:{port + number}" for number in range(system.ports))
             server = stack.enter_context(started(command, log.with_suffix(".server"), system.environment))
         driver = stack.enter_context(attached(system, workload, log.with_suffix(".client"), address, server))
         driver.wait_until_answered()

@@ -24,6 +24,8 @@ REQUIREMENTS = {
         "optimum==1.24.0",
         "transformers==4.48.3",
         "sentence-transformers==3.4.1",
+        "datasets==3.6.0",
+        "pyarrow==18.1.0",
         "click==8.1.8",
     ),
 }

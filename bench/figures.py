@@ -109,7 +109,7 @@ def as_markdown(parts: Sequence[Part], found: Mapping[str, Findings], *, quick: 
         measured = figures[figure.key]
         wanted = f"{'≤' if figure.at_most else '≥'} {figure.wanted:,g}"
         if measured["value"] is None:
-            lines.append(f"| {figure.title} | {wanted} | – | not measured | {measured['why']} |")
+            lines.append(f"| {figure.title} | {wanted} | – | not measured | |")
             continue
         low, high = measured["spread"]
         reached = "yes" if figure.reached(measured["value"]) else "no"

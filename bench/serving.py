@@ -76,11 +76,25 @@ def surroundings(more: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | dict(more)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def free_ports(count: int) -> int:
+    """The first of some consecutive ports that nobody listens on."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            first = 0
+            for number in range(count):
+                listening = stack.enter_context(socket.socket())
+                listening.bind(("127.0.0.1", first + number if first else 0))
+                first = first or int(listening.getsockname()[1])
+            return first
+
+
+def require_listener(address: str) -> None:
+    """Raises NotMeasuredError unless somebody listens there."""
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError as error:
+        raise NotMeasuredError(f"{address}: {error.strerror}") from error
 
 
 def last_words(output: str) -> str:

@@ -11,8 +11,10 @@ from bench.driver import Calls, Driver, System, attached
 from bench.findings import Findings, Table, ratios
 from bench.parts import Part
 from bench.run import Run
+from bench.serving import NotMeasuredError
 from bench.systems import retrieve, scorer
 from store.manifest import write_current
+from twinbert.client import ScorerClient
 
 _EVERY_S = 5.0
 _DOCUMENTS = 30_000  # 46 MB of float32: a swap reads its checksum, maps and touches it
@@ -33,9 +35,9 @@ def measure(run: Run) -> Findings:
         f"written before; it is verified, opened and warmed, and the old one given up. Retrieve: one caller that asks "
         "for the best 100 of all documents without pause."
     )
-    store, names = material.random_store("swapped", material.minilm, _DOCUMENTS, generations=1 + (rounds + 1) * swaps)
+    turns_of_swaps = rounds + run.effort.warm_rounds
+    store, names = material.random_store("swapped", material.minilm, _DOCUMENTS, generations=1 + turns_of_swaps * swaps)
     write_current(store, names[0])
-    unseen = iter(names[1:])
     holding = ("--hold-generations", "0", "--hold-seconds", "0")
     workload = material.workload("swapped", documents=_DOCUMENTS)
     make = partial(scorer.system, _SCORE, material.minilm, store, options=holding)
@@ -45,13 +47,14 @@ def measure(run: Run) -> Findings:
         driver = drivers[_SCORE]
         beside = System(title="Retrieve", client=retrieve.__name__)
         rate = driver.closed(clients=_CALLERS, seconds=seconds / 2).rate() / 2
-        with attached(
-            beside, workload, material.folder / "retrieve.client", driver.address, driver.server
-        ) as retriever:
+        with (
+            driver.awake(),
+            attached(beside, workload, material.folder / "retrieve.client", driver.address, driver.server) as retriever,
+        ):
             load = partial(_load, driver, rate, seconds, iter(range(10**6)))
             turns: dict[str, Callable[[], Calls]] = {
                 _QUIET: load,
-                _SWAPS: partial(_swapping, load, store, unseen, swaps),
+                _SWAPS: partial(_swapping, load, store, iter(names[1:]), swaps, driver.address),
                 _RETRIEVE: partial(_retrieving, load, retriever, seconds),
             }
             results = run.interleaved(turns, rounds, findings)
@@ -63,25 +66,28 @@ def _load(driver: Driver, rate: float, seconds: float, seeds: Iterator[int]) -> 
     return driver.open_loop(rate=rate, seconds=seconds, seed=next(seeds))
 
 
-def _swapping(load: Callable[[], Calls], store: Path, unseen: Iterator[str], swaps: int) -> Calls:
+def _swapping(load: Callable[[], Calls], store: Path, unseen: Iterator[str], swaps: int, address: str) -> Calls:
     """A load, and so many swaps beside it, the first in the middle of the first interval."""
-    ended = threading.Event()
+    names, ended = [next(unseen) for _ in range(swaps)], threading.Event()
 
     def swap() -> None:
-        wait = _EVERY_S / 2
-        for _ in range(swaps):
-            if ended.wait(wait):
+        for number, name in enumerate(names):
+            if ended.wait(_EVERY_S if number else _EVERY_S / 2):
                 return
-            write_current(store, next(unseen))
-            wait = _EVERY_S
+            write_current(store, name)
 
     thread = threading.Thread(target=swap)
     thread.start()
     try:
-        return load()
+        calls = load()
     finally:
         ended.set()
         thread.join()
+    with ScorerClient(address) as client:
+        serving = client.describe().current.name
+    if serving != names[-1]:
+        raise NotMeasuredError(f"the scorer serves {serving} half an interval after {names[-1]} was published")
+    return calls
 
 
 def _retrieving(load: Callable[[], Calls], retriever: Driver, seconds: float) -> Calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -12,12 +13,14 @@ from bench.driver import Driver, System
 from bench.findings import Findings, Table, ratios
 from bench.parts import ENGINES, Part
 from bench.run import Run
+from bench.serving import NotMeasuredError
 from bench.systems import embedding, scorer, textbook
 
 CALLERS = 16
 
 _TORCH, _ONNX = "infinity on torch + numpy", "infinity on ONNX Runtime + numpy"
 _TEXTBOOK = "textbook: sync gRPC, torch eager, an LMDB get a document"
+_CORES = len(os.sched_getaffinity(0))
 _CHECKED = 16  # requests whose rankings are compared with ours
 
 
@@ -29,7 +32,7 @@ def measure(run: Run) -> Findings:
         f"{calls} calls of each a round in a new order. Throughput: {CALLERS} callers, {seconds:.0f} s of each a round."
     )
     with run.drivers(_systems(run), run.material.workload("corpus"), findings) as drivers:
-        agreement = _agreement(drivers)
+        agreement = _agreement(drivers, findings)
         alone = run.interleaved(
             {name: partial(_alone, driver, calls) for name, driver in drivers.items()}, run.effort.rounds, findings
         )
@@ -61,6 +64,7 @@ def _systems(run: Run) -> dict[str, Callable[[], System]]:
     return {
         _ours("float32"): lambda: scorer.system(_ours("float32"), bundle, store),
         _ours("int8"): lambda: scorer.system(_ours("int8"), material.int8(bundle), store, engine="int8"),
+        **{_workers(engine): partial(_with_workers, run, engine) for engine in ENGINES},
         _TORCH: lambda: infinity(_TORCH, "torch"),
         _ONNX: lambda: infinity(_ONNX, "optimum"),
         "mosec, the same ONNX model + numpy": lambda: embedding.mosec(
@@ -75,6 +79,17 @@ def _ours(engine: str) -> str:
     return f"Score, MiniLM {engine}"
 
 
+def _workers(engine: str) -> str:
+    return f"{_ours(engine)}, {_CORES} workers"
+
+
+def _with_workers(run: Run, engine: str) -> System:
+    material = run.material
+    bundle = material.int8(material.minilm) if engine == "int8" else material.minilm
+    named = engine if engine == "int8" else ""
+    return scorer.system(_workers(engine), bundle, material.minilm_store, engine=named, workers=_CORES)
+
+
 def _alone(driver: Driver, calls: int) -> float:
     return driver.closed(calls=calls).milliseconds(50)
 
@@ -83,11 +98,18 @@ def _rate(driver: Driver, seconds: float) -> float:
     return driver.closed(clients=CALLERS, seconds=seconds).rate()
 
 
-def _agreement(drivers: dict[str, Driver]) -> dict[str, float]:
-    """Share of our ten best candidates that are a system's ten best too, over the first requests, by system."""
+def _agreement(drivers: dict[str, Driver], findings: Findings) -> dict[str, float]:
+    """Share of our ten best candidates that are a system's ten best too, over the first requests, by system; one that
+    cannot say is taken out of `drivers`.
+    """
     best: dict[str, list[set[int]]] = {}
-    for name, driver in drivers.items():
-        rows = [scores for request in driver.scores(_CHECKED) for scores in request]
+    for name, driver in [*drivers.items()]:
+        try:
+            rows = [scores for request in driver.scores(_CHECKED) for scores in request]
+        except NotMeasuredError as reason:
+            findings.missing[name] = str(reason)
+            del drivers[name]
+            continue
         best[name] = [set(np.argsort(scores)[-10:].tolist()) for scores in rows]
     ours = best.get(_ours("float32"), [])
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from twinbert.v1.scorer_pb2_grpc import ScorerServiceAsyncStub
 
 # A server that is starting is found at once.
-OPTIONS = (("grpc.max_reconnect_backoff_ms", 200),)
+OPTIONS = (
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+)
 
 COMMAND = (sys.executable, "-m", "twinbert")
 
@@ -34,6 +38,7 @@ def system(
     engine: str = "",
     crossing: str = "",
     cached: bool = False,
+    workers: int = 1,
     options: Sequence[str] = (),
 ) -> System:
     """A scorer in its default configuration, but for the query cache, which is off unless `cached`.
@@ -45,6 +50,7 @@ def system(
         engine: as of `twinbert serve`; empty: the default, float32.
         crossing: of the requests; empty: the bundle's default.
         cached: leave the query cache on.
+        workers: processes; calls go to each in turn.
         options: further ones of `twinbert serve`.
     """
     files = ("--bundle", str(bundle), "--store", str(store))
@@ -54,13 +60,14 @@ def system(
         title=title,
         client=__name__,
         arguments={"crossing": crossing},
-        server=words + (["--engine", engine] if engine else []),
+        server=[*words, "--workers", str(workers), *(("--engine", engine) if engine else ())],
+        ports=workers,
     )
 
 
 async def connect(address: str, crossing: str = "") -> Call:
     """`Score`, for any number of callers."""
-    stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(grpc.aio.insecure_channel(address, OPTIONS)))
+    stub = cast("ScorerServiceAsyncStub", ScorerServiceStub(grpc.aio.insecure_channel(f"ipv4:{address}", OPTIONS)))
 
     async def score(tasks: Sequence[Task]) -> list[list[float]]:
         try:
@@ -73,7 +80,7 @@ async def connect(address: str, crossing: str = "") -> Call:
 
 def blocking(address: str, crossing: str = "") -> Call:
     """`Score`, for one caller."""
-    stub = ScorerServiceStub(grpc.insecure_channel(address, OPTIONS))
+    stub = ScorerServiceStub(grpc.insecure_channel(f"ipv4:{address}", OPTIONS))
 
     async def score(tasks: Sequence[Task]) -> list[list[float]]:
         try:
