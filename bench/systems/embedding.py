@@ -93,15 +93,23 @@ class _Pool:
         Raises:
             CallError: another status than 200, or no answer.
         """
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        while self._idle:
+            try:
+                return await self._ask(*self._idle.pop(), request)
+            except (OSError, asyncio.IncompleteReadError):
+                continue  # the server had closed it: it does so with those that are idle for some seconds
         try:
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
-            head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
-            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-            headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-            answer = await reader.readexactly(int(headers["content-length"]))
+            return await self._ask(*await asyncio.open_connection(self._host, self._port), request)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise CallError(type(error).__name__) from error
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+        writer.write(request)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        answer = await reader.readexactly(int(headers["content-length"]))
         self._idle.append((reader, writer))
         status = lines[0].split()[1]
         if status != "200":
