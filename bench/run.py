@@ -53,10 +53,10 @@ FULL = Effort(
 )
 QUICK = Effort(
     warm_rounds=0,
-    rounds=3,
+    rounds=2,
     calls=15,
     load_rounds=2,
-    load_s=3.0,
+    load_s=2.0,
     documents=300_000,
     lookup_documents=200_000,
 )

@@ -120,7 +120,7 @@ def _report(findings: Findings, results: dict[str, list[Calls]], rate: float) ->
 PART = Part(
     name="beside",
     title="Hot swaps and Retrieve beside Score",
-    seconds=(500, 90),
+    seconds=(400, 35),
     figures=("p99_swap_over_quiet",),
     measure=measure,
 )

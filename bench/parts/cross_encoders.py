@@ -96,7 +96,7 @@ def _report(findings: Findings, medians: dict[str, list[float]]) -> None:
 PART = Part(
     name="cross",
     title="Cross-encoders",
-    seconds=(240, 50),
+    seconds=(180, 60),
     figures=(
         "cross_encoder_over_score_6_layers",
         "cross_encoder_over_score_3_layers",

@@ -84,7 +84,7 @@ def _sizes(request: list[tuple[str, list[str]]]) -> tuple[int, int]:
 PART = Part(
     name="floor",
     title="The limits, and what Score adds to encoding",
-    seconds=(90, 35),
+    seconds=(80, 20),
     figures=("score_minus_encode_over_noop",),
     measure=measure,
 )

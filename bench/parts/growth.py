@@ -60,7 +60,7 @@ def measure(run: Run) -> Findings:
 PART = Part(
     name="growth",
     title="Growth of the store",
-    seconds=(300, 40),
+    seconds=(150, 15),
     figures=("growth_10k_to_10m",),
     measure=measure,
 )

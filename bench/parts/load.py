@@ -99,5 +99,5 @@ def _report(findings: Findings, results: dict[str, list[dict[str, float]]]) -> N
 
 
 PART = Part(
-    name="load", title="Half of saturation", seconds=(300, 45), figures=("p99_over_p50_half_load",), measure=measure
+    name="load", title="Half of saturation", seconds=(280, 35), figures=("p99_over_p50_half_load",), measure=measure
 )

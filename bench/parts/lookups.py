@@ -35,7 +35,7 @@ def measure(run: Run) -> Findings:
 PART = Part(
     name="lookups",
     title="Lookup",
-    seconds=(90, 20),
+    seconds=(60, 10),
     figures=("lookup_over_take", "get_over_lookup"),
     measure=measure,
 )

@@ -157,7 +157,7 @@ def _report(
 PART = Part(
     name="peers",
     title="What people use today, on the same weights",
-    seconds=(480, 110),
+    seconds=(350, 60),
     figures=(
         "infinity_over_score_p50",
         "infinity_over_score_throughput",

@@ -105,7 +105,7 @@ def _report(findings: Findings, results: dict[str, list[tuple[float, Calls]]], e
 PART = Part(
     name="throughput",
     title="Saturation and overload",
-    seconds=(300, 45),
+    seconds=(270, 35),
     figures=("throughput_over_engine", "goodput_3x_over_peak"),
     measure=measure,
 )

@@ -25,11 +25,12 @@ def infinity(title: str, python: Path, model: Path, documents: Path, *, engine: 
     """An infinity server of a Hugging Face directory; its engine is "torch" or "optimum", which is ONNX Runtime."""
     listening = ("--host", "127.0.0.1", "--port", "{port}")
     words = ("v2", "--model-id", str(model), "--served-model-name", _MODEL, "--engine", engine, "--device", "cpu")
+    pooling = ("--pooling-method", "mean")  # its ONNX engine would take the first token's state
     return System(
         title=title,
         client=__name__,
         arguments={"kind": "openai", "documents": str(documents)},
-        server=[str(python.with_name("infinity_emb")), *words, *listening],
+        server=[str(python.with_name("infinity_emb")), *words, *pooling, *listening],
         # Local files only, and nothing is reported to its maker.
         environment={"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
     )
