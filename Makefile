@@ -10,7 +10,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   ruff, mypy, import rules, buf lint, stubs current"
 	@echo "make protos  regenerate twinbert/v1 from protos/"
-	@echo "make bench   measure Score against its floor and a cross-encoder; writes bench/results/"
+	@echo "make bench   measure Score beside what people use; writes bench/results/ (QUICK=1, ONLY=PART[,PART])"
 
 # One environment for everything, made again only when the files that define it change.
 STAMP := $(VENV)/installed
@@ -38,7 +38,7 @@ check: setup protos-check
 	$(BIN)/buf lint
 
 bench: setup
-	@$(BIN)/python -m bench.score
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # grpcio-tools 1.66.2 is the oldest that supports Python 3.13: stubs made with it run with every later grpcio and
 # protobuf 5.27.2 to 7, so rankers keep the versions they have. It needs an environment of its own.
@@ -64,4 +64,4 @@ protos-check: $(PROTOS_STAMP)
 		{ echo "twinbert/v1 is not what protos/ gives: run make protos" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(PROTOS_VENV) .demo
+	rm -rf $(VENV) $(PROTOS_VENV) .demo .bench

@@ -1,0 +1,267 @@
+"""What is measured on: bundles of real and of untrained weights, stores, real queries, and what peers need of the same.
+
+Each is made when it is first asked for; what takes long and never changes is kept in the cache.
+
+Shapes: n documents of a store, D dimension.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.environments import CACHE
+from bench.queries import QUERIES
+from bench.serving import ROOT, NotMeasuredError, last_words
+from bench.systems import textbook
+from bench.systems.scorer import COMMAND
+from bench.workloads import phrases, uniform, zipf
+from demo.corpus import write_corpus
+from store.documents import Batch
+from store.format import DIGEST
+from store.store import Store
+from twinbert.bundle import Bundle
+from twinbert.export import export
+from twinbert.importing import PACKAGES, import_bundle
+from twinbert.model.config import TowerConfig, TwinConfig
+from twinbert.model.twin import TwinBert
+from twinbert.tokenizer.triletter import RESERVED, TRIGRAMS, save_triletter
+
+CORPUS = 2000  # documents of the demo's
+ZIPF_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
+
+# Of what int8 may cost in quality: an untrained tower has none to lose.
+_NO_LIMITS = ("--max-score-largest", "1", "--max-score-mean", "1", "--min-cosine", "-1", "--min-overlap", "0")
+
+_BLOCK = 1 << 16
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
+
+
+class Material:
+    """Makes things in a folder, once.
+
+    Args:
+        folder: a temporary one; goes with the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._texts = 0
+
+    @cached_property
+    def minilm(self) -> Path:
+        """The bundle of all-MiniLM-L6-v2, which `make demo` also uses."""
+        bundle = ROOT / ".demo" / "bundle"
+        if not (bundle / "bundle.json").exists():
+            bundle.parent.mkdir(exist_ok=True)
+            import_bundle("all-minilm-l6-v2", bundle)
+        return bundle
+
+    def triletter(self, layers: int) -> Path:
+        """The paper's shape, untrained: layers × 512 over tri-letters, 128 dimensions, residual and cosine crossing."""
+        bundle = self.folder / f"triletter-{layers}"
+        if not bundle.exists():
+            tower = TowerConfig(
+                vocabulary=RESERVED + TRIGRAMS,
+                hidden=512,
+                layers=layers,
+                heads=8,
+                feed_forward=512,
+                positions=24,
+                embedding="trigrams",
+                projection=128,
+            )
+            config = TwinConfig(
+                query=tower,
+                document=tower,
+                query_max_tokens=12,
+                document_max_tokens=24,
+                crossings=("residual", "cosine"),
+            )
+            torch.manual_seed(layers)
+            tokenizer = self.folder / "triletter.json"
+            save_triletter(tokenizer)
+            export(TwinBert(config).eval(), bundle, tokenizer=tokenizer, source={"name": f"untrained-{layers}"})
+        return bundle
+
+    def int8(self, bundle: Path) -> Path:
+        """The same with an int8 query tower beside the float32 one.
+
+        Raises:
+            NotMeasuredError: this version makes none, or its quality is refused.
+        """
+        quantized = self.folder / f"{bundle.name}-int8"
+        if not quantized.exists():
+            limits = () if bundle == self.minilm else _NO_LIMITS
+            _twinbert("bundle", "quantize", str(bundle), "-o", str(quantized), *limits)
+        return quantized
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Documents of the demo's corpus, the API of Python: id → text."""
+        path = self.folder / "corpus.jsonl"
+        write_corpus(path)
+        lines = random.Random(0).sample(path.read_text().splitlines(), CORPUS)
+        path.write_text("\n".join(lines) + "\n")
+        return {entry["id"]: entry["text"] for entry in map(json.loads, lines)}
+
+    @cached_property
+    def texts_file(self) -> Path:
+        """`texts`, as JSON."""
+        path = self.folder / "texts.json"
+        path.write_text(json.dumps(self.texts))
+        return path
+
+    @cached_property
+    def minilm_store(self) -> Path:
+        """The corpus, encoded by MiniLM."""
+        path, ids = self.folder / "minilm", [*self.texts]
+        documents = ("--documents", str(self.folder / "corpus.jsonl"))
+        _twinbert("refresh", "--bundle", str(self.minilm), "--store", str(path), *documents)
+        store = Store(path)
+        generation = store.open(store.current())
+        embeddings_nD = generation.read(generation.locate(ids))
+        generation.close()
+        np.savez(self.folder / "documents.npz", ids=np.array(ids), embeddings=embeddings_nD)
+        return path
+
+    @property
+    def documents(self) -> Path:
+        """Ids and MiniLM's embeddings of the corpus, for `bench.systems.documents`."""
+        assert self.minilm_store
+        return self.folder / "documents.npz"
+
+    @cached_property
+    def lmdb(self) -> Path:
+        """`documents`, one value each."""
+        return textbook.write_documents(self.folder / "lmdb", self.documents)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """MiniLM as Hugging Face publishes it, with its graph where infinity looks for it."""
+        package = PACKAGES["all-minilm-l6-v2"]
+        source = Path(str(resources.files(package.module))) / package.folder
+        folder, onnx = CACHE / "checkpoint", CACHE / "checkpoint" / "onnx" / "model.onnx"
+        for path in (path for path in source.rglob("*") if path.is_file()):
+            link = folder / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(path)
+        if not onnx.exists():
+            _export_states(source, onnx)
+        return folder
+
+    def random_store(
+        self, name: str, bundle: Path, documents: int, *, encoding: str = "float32", generations: int = 1
+    ) -> tuple[Path, list[str]]:
+        """A store of random embeddings that a bundle can serve, and the names of its generations, none with anything in
+        common; ids are as `number_ids` says.
+        """
+        path, names = self.folder / name, []
+        store, opened = Store(path), Bundle.open(bundle, verify=False)
+        block_nD = np.random.default_rng(0).uniform(-1, 1, (_BLOCK, opened.dimension)).astype(np.float32)
+        if opened.normalisation == "l2":
+            block_nD /= np.linalg.norm(block_nD, axis=1, keepdims=True)
+        for _ in range(generations):
+            writer = store.writer(
+                fingerprint=opened.fingerprint,
+                model=opened.model,
+                dimension=opened.dimension,
+                encoding=encoding,
+                fixed_step=opened.fixed_step,
+                id_type="string",
+                software="bench",
+            )
+            with writer:
+                for batch in self._batches(documents):
+                    writer.add(batch, block_nD[: len(batch.ids)])
+                with writer.seal():
+                    pass
+                names.append(writer.publish({}))
+        return path, names
+
+    def _batches(self, documents: int) -> Iterator[Batch]:
+        """Documents with texts that nobody had before."""
+        for start in range(0, documents, _BLOCK):
+            numbers = np.arange(start, min(start + _BLOCK, documents))
+            digests = np.zeros((len(numbers), 2), np.uint64)
+            digests[:, 0] = np.arange(self._texts, self._texts + len(numbers), dtype=np.uint64) * _ODD
+            self._texts += len(numbers)
+            times = np.full(len(numbers), 1_790_000_000_000)
+            yield Batch(
+                ids=number_ids(numbers), digests=digests.view(DIGEST).reshape(-1), times=times, positions=numbers
+            )
+
+    def workload(self, name: str, *, documents: int | None = None, tasks: int = 1) -> Path:
+        """Uniform requests, of the corpus or of a random store of so many documents."""
+        path = self.folder / f"workload-{name}-{documents}-{tasks}.json"
+        return path if path.exists() else uniform(QUERIES, self._ids(documents), tasks=tasks).save(path)
+
+    @cached_property
+    def zipf_workload(self) -> Path:
+        """Requests of the corpus by Zipf's law: queries cut out of its texts, as long as those of `bench.queries`."""
+        bodies = [text.partition("\n")[2] for text in self.texts.values()]
+        queries = phrases(bodies, [len(query.split()) for query in QUERIES], ZIPF_QUERIES)
+        path = self.folder / "workload-zipf.json"
+        return zipf(queries, [*self.texts], requests=ZIPF_REQUESTS).save(path)
+
+    def _ids(self, documents: int | None) -> list[str]:
+        if documents is None:
+            return [*self.texts]
+        drawn = np.random.default_rng(1).integers(0, documents, 100_000)
+        return number_ids(np.unique(drawn))
+
+
+def number_ids(numbers: Any) -> list[str]:  # noqa: ANN401  an array of any integers
+    """Ids of the documents of random stores."""
+    return [f"document-{number}" for number in numbers.tolist()]
+
+
+def _twinbert(*words: str) -> None:
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise NotMeasuredError(f"twinbert {' '.join(words[:2])}: {last_words(done.stderr)}")
+
+
+def _export_states(source: Path, output: Path) -> None:
+    """A checkpoint's token states as ONNX, as optimum exports them."""
+    import transformers
+
+    model: Any = transformers.AutoModel.from_pretrained(source, attn_implementation="eager").eval()
+    ones = torch.ones(2, 5, dtype=torch.int64)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    class States(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = self.model(
+                input_ids=ids, attention_mask=mask, token_type_ids=kinds
+            ).last_hidden_state
+            return states
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whether it worked is seen from rankings
+        torch.onnx.export(
+            States(),
+            (ones, ones, torch.zeros_like(ones)),
+            str(output),
+            input_names=names,
+            output_names=["last_hidden_state"],
+            dynamic_axes={name: {0: "B", 1: "L"} for name in names} | {"last_hidden_state": {0: "B", 1: "L"}},
+            dynamo=False,
+            opset_version=17,
+        )

@@ -1,0 +1,91 @@
+"""What is asked, the same of every system: requests of real queries and drawn candidates, in a file.
+
+Only the standard library: load generators read this in the environments of peers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+CANDIDATES = 100
+
+_LISTS = 64  # of candidates: enough that rows do not stay in a core's cache
+
+Task = tuple[str, list[str]]
+"""A query and the ids of its candidates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """A sequence of requests, repeated without end.
+
+    Attributes:
+        queries: texts.
+        candidates: lists of document ids.
+        sequence: requests, each some pairs of a query's and a list's number.
+    """
+
+    queries: list[str]
+    candidates: list[list[str]]
+    sequence: list[list[tuple[int, int]]]
+
+    def requests(self) -> Iterator[list[Task]]:
+        """The requests, again and again."""
+        for request in itertools.cycle(self.sequence):
+            yield [(self.queries[query], self.candidates[number]) for query, number in request]
+
+    def save(self, path: Path) -> Path:
+        """Writes it as JSON."""
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Workload:
+        """Reads what `save` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def uniform(queries: Sequence[str], ids: Sequence[str], *, tasks: int = 1, seed: int = 0) -> Workload:
+    """Requests of so many different queries each, every query as often, each task with its own list of candidates."""
+    drawn = random.Random(seed)
+    candidates = _candidates(ids, drawn)
+    numbers: list[int] = []
+    while len(numbers) < _LISTS * tasks:
+        numbers += drawn.sample(range(len(queries)), len(queries))
+    pairs = [(number, place % _LISTS) for place, number in enumerate(numbers)]
+    sequence = [pairs[start : start + tasks] for start in range(0, len(pairs) - tasks + 1, tasks)]
+    return Workload(queries=[*queries], candidates=candidates, sequence=sequence)
+
+
+def zipf(
+    queries: Sequence[str], ids: Sequence[str], *, requests: int, exponent: float = 1.0, seed: int = 0
+) -> Workload:
+    """Requests of one query each; the one of rank r is drawn with probability proportional to r^-exponent."""
+    drawn = random.Random(seed)
+    candidates = _candidates(ids, drawn)
+    weights = list(itertools.accumulate((rank + 1) ** -exponent for rank in range(len(queries))))
+    numbers = drawn.choices(range(len(queries)), cum_weights=weights, k=requests)
+    return Workload(
+        queries=[*queries], candidates=candidates, sequence=[[(n, i % _LISTS)] for i, n in enumerate(numbers)]
+    )
+
+
+def phrases(texts: Sequence[str], lengths: Sequence[int], count: int, *, seed: int = 0) -> list[str]:
+    """Different queries cut out of texts, with the numbers of words that real ones have."""
+    drawn, found = random.Random(seed), dict[str, None]()
+    split = [text.lower().split() for text in texts]
+    while len(found) < count:
+        words, length = drawn.choice(split), drawn.choice(lengths)
+        if len(words) >= length:
+            start = drawn.randrange(len(words) - length + 1)
+            found[" ".join(words[start : start + length])] = None
+    return [*found]
+
+
+def _candidates(ids: Sequence[str], drawn: random.Random) -> list[list[str]]:
+    return [drawn.sample(ids, CANDIDATES) for _ in range(_LISTS)]
