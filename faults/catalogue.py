@@ -1,0 +1,5 @@
+"""All faults, in the order in which they are run and shown."""
+
+from faults.killed import KILLED
+
+FAULTS = (KILLED,)
