@@ -21,8 +21,10 @@ from faults.catalogue import FAULTS
 from faults.fault import Attempt, Fault, NotRunError
 from faults.ledger import Ledger, Run, next_seed
 from faults.page import page
+from twinbert.bundle import BUNDLE_JSON
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_ROOT = Path(__file__).resolve().parent.parent
+_DOCS, _DEMO = _ROOT / "docs", _ROOT / ".demo"
 _SHOWN_EVERY_S = 10.0  # where nobody sees a line change
 
 
@@ -53,7 +55,7 @@ def _run(fault: Fault, ledger: Ledger, *, quick: bool, seed: int | None, seconds
     running = _Running(fault, first, wanted=1 if seed is not None else fault.quick if quick else fault.wanted)
     code = 0
     try:
-        with tempfile.TemporaryDirectory(prefix="faults-") as folder, fault.prepare(Path(folder)) as attempt:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder, fault.prepare(Path(folder), _bundle()) as attempt:
             running.begin()
             while not running.enough(seconds):
                 running.add(attempt)
@@ -73,6 +75,16 @@ def _run(fault: Fault, ledger: Ledger, *, quick: bool, seed: int | None, seconds
     if seed is None and (running.run.done or running.run.not_run):
         ledger.add(running.run)
     return code
+
+
+def _bundle() -> Path:
+    """The tiny bundle, made if it is not there: seconds of torch."""
+    if not (_DEMO / "tiny" / BUNDLE_JSON).exists():
+        from tests.bundles import write_tiny
+
+        _DEMO.mkdir(exist_ok=True)
+        write_tiny(_DEMO)
+    return _DEMO / "tiny"
 
 
 class _Running:

@@ -88,3 +88,10 @@ def require_no_orphans(path: Path, *, builds: bool) -> None:
     left = [one.name for one in (path / BUILDING).iterdir() if not builds or one.name == "compaction"]
     left += [one.name for folder in (path, path / "generations") for one in folder.glob(".*")]
     require(not left, f"left behind: {left}")
+
+
+def require_no_halves(path: Path) -> None:
+    """Nothing is left of a change that failed, but rows that the next one reuses."""
+    halves = [one.name for one in (path / BUILDING).rglob("*") if one.name in ("segment", "ordered.bin", "compaction")]
+    require(not halves, f"left behind: {halves}")
+    require_no_orphans(path, builds=True)

@@ -46,7 +46,8 @@ class Fault:
         unit: what is counted.
         wanted: how many.
         quick: how many with QUICK=1.
-        prepare: makes what attempts need in an empty folder; raises NotRunError where that cannot be had.
+        prepare: makes what attempts need, in an empty folder, with a tiny bundle; raises NotRunError where that cannot
+            be had.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Fault:
     unit: str
     wanted: int
     quick: int
-    prepare: Callable[[Path], AbstractContextManager[Attempt]]
+    prepare: Callable[[Path, Path], AbstractContextManager[Attempt]]
 
 
 def require(holds: object, broken: str) -> None:

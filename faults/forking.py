@@ -6,6 +6,8 @@ the size of files. Nothing of a model or a store is open in the process that for
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import resource
@@ -13,10 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from faults.steps import kill_at
+from twinbert.cli import main
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,36 +100,42 @@ def forks(*prefix: str) -> Iterator[Forks]:
 
 
 def _serve() -> None:
-    import encoder_server.command
-    import onnxruntime  # noqa: F401 - imported once for all runs
-
-    import store.compaction
-    from twinbert.cli import main
-
+    # Imported once for all runs.
+    for module in ("onnxruntime", "encoder_server.command", "store.compaction"):
+        importlib.import_module(module)
     for line in sys.stdin:
-        request = json.loads(line)
-        reading, writing = os.pipe()
+        output, outputs = os.pipe()
         told, telling = os.pipe()
         pid = os.fork()
         if not pid:
-            for stream in (1, 2):
-                os.dup2(writing, stream)
-            steps = kill_at(request["kill_step"], lambda name: os.write(telling, name.encode()))
-            if request["file_bytes"] is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
-            code = main(request["words"])
-            os.write(telling, str(steps()).encode())
-            os._exit(code)
-        os.close(writing)
+            os.dup2(outputs, 1)
+            os.dup2(outputs, 2)
+            _become(json.loads(line), telling)
+        os.close(outputs)
         os.close(telling)
         print(pid, flush=True)
-        with open(reading, "rb") as file, open(told, "rb") as last:  # noqa: PTH123 - descriptors
-            output, word = file.read().decode(errors="replace"), last.read().decode()
+        text, word = _all(output), _all(told)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        steps_taken = int(word) if word.isdecimal() else 0
-        step = word if word and not word.isdecimal() else None
-        print(json.dumps({"code": code, "output": output, "step": step, "steps": steps_taken}), flush=True)
+        steps = int(word) if word.isdecimal() else 0
+        ended = Ended(code=code, output=text, step=word if word and not steps else None, steps=steps)
+        print(json.dumps(asdict(ended)), flush=True)
+
+
+def _become(request: dict[str, Any], telling: int) -> NoReturn:
+    """Turns this process into a run, which tells how many steps it took, or before which it killed itself."""
+    steps = kill_at(request["kill_step"], lambda name: os.write(telling, name.encode()))
+    if request["file_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
+    code = main(request["words"])
+    os.write(telling, str(steps()).encode())
+    os._exit(code)
+
+
+def _all(descriptor: int) -> str:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read().decode(errors="replace")
 
 
 if __name__ == "__main__":
-    _serve()
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for the last run any more
+        _serve()

@@ -14,10 +14,10 @@ _HEAD = """\
 
 What was broken on purpose, how often, and what held. `make faults` brings all of it about and writes this page from
 `docs/reliability.json`; `make faults FAULT=name` one of it, `QUICK=1` a little of each, `SECONDS=n` for so long; an
-interrupted run keeps its counts. A run stops at the first promise that is broken and prints the command that repeats it.
+interrupted run keeps its counts. A run stops at the first promise that is broken and prints the command to repeat it.
 Every run takes new seeds and adds to what is here. The suite runs a few fixed seeds of each (`tests/faults/`).
 
-*Done* counts only attempts after which the promise held; where it is less than *wanted*, that is what has been run so far.
+*Done* counts only attempts after which the promise held; where it is less than *wanted*, more has not been run yet.
 """
 
 

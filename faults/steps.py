@@ -1,7 +1,7 @@
 """A process that kills itself just before one of its steps.
 
-A step is a call that makes something durable or visible: a sync, a rename, a file made, cut or removed. What the process
-does is not changed for it: the calls of `os` are counted where Python code makes them.
+A step is a call that makes something durable or visible: a sync, a rename, a file made, cut or removed. No program has
+hooks for it: the calls of `os` are counted where Python code makes them.
 """
 
 from __future__ import annotations
