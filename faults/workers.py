@@ -16,7 +16,7 @@ from threading import Event
 
 from faults.corpora import texts
 from faults.fault import Attempt, Fault, Tally, require
-from tests.servers import Server, refresh, write_documents
+from tests.servers import Server, free_ports, refresh, write_documents
 from twinbert.client import ScorerClient, Task
 from twinbert.errors import RemoteError
 
@@ -83,7 +83,8 @@ def _call(client: ScorerClient, stop: Event) -> Counter[str]:
 @contextmanager
 def _supervised(bundle: Path, store: Path) -> Iterator[_Workers]:
     words = [sys.executable, "-m", "twinbert", "serve", "--bundle", str(bundle), "--store", str(store)]
-    words += ["--workers", str(_WORKERS), "--address", "127.0.0.1:0", "--metrics-port", "0"]
+    # Whoever is restarted comes back on its port; port 0 would be another one each time.
+    words += ["--workers", str(_WORKERS), "--address", f"127.0.0.1:{free_ports(_WORKERS)}", "--metrics-port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield _Workers(Server(process))

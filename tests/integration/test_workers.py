@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.servers import COMMAND, Server, refresh, twinbert, write_documents
+from tests.servers import COMMAND, Server, free_ports, refresh, twinbert, write_documents
 from twinbert.client import ScorerClient, Task
 from twinbert.recorded import read_missed, read_requests
 
@@ -24,19 +23,6 @@ def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = write_documents(folder / "documents.jsonl", {"a": "red shoe", "b": "blue hat", "c": "green coat"})
     refresh(tiny_bundle, folder / "store", documents)
     return folder / "store"
-
-
-def free_ports(count: int) -> int:
-    """The first of as many consecutive ports that nobody listens on."""
-    while True:
-        with ExitStack() as sockets:
-            first = sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            try:
-                for number in range(1, count):
-                    sockets.enter_context(socket.create_server(("127.0.0.1", first + number)))
-            except (OSError, OverflowError):
-                continue
-            return int(first)
 
 
 @contextmanager
