@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from demo.corpus import write_corpus
 from faults.fault import NotRunError
@@ -17,7 +18,7 @@ from twinbert.importing import import_bundle
 from twinbert.v1 import scorer_pb2 as pb
 
 _WORDS = ("read", "file", "list", "csv", "shoe", "run", "remove", "parse", "time", "red", "json", "sort", "http")
-_SLOPED = 15  # readings; a line through fewer says nothing
+SLOPED = 15  # readings; a line through fewer says nothing
 
 _DEMO = Path(__file__).resolve().parent.parent / ".demo"
 
@@ -71,6 +72,11 @@ def requests(
     ]
 
 
+def hourly(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
+    """By how much values grow in an hour: the slope of the line through them."""
+    return 3600 * float(np.polyfit(seconds, values, 1)[0])
+
+
 @dataclass(slots=True)
 class Vitals:
     """What a server uses, read again and again: memory in MB, descriptors, mappings.
@@ -95,11 +101,9 @@ class Vitals:
         """By the hour, over the second half of the readings: until then caches and pools fill."""
         later = np.array(self.readings[len(self.readings) // 2 :])
         names = ("RSS, MB an hour", "descriptors an hour", "mappings an hour")
-        if len(later) < _SLOPED:
+        if len(later) < SLOPED:
             return {}
-        slopes = {
-            name: 3600 * float(np.polyfit(later[:, 0], later[:, place], 1)[0]) for place, name in enumerate(names, 1)
-        }
+        slopes = {name: hourly(later[:, 0], later[:, place]) for place, name in enumerate(names, 1)}
         return slopes | {"RSS at the end, MB": self.readings[-1][1]}
 
     def growth(self) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from encoder_server.documents import Document
 from encoder_server.refresh import SOFTWARE, Refresh
 from faults.fault import Attempt, Fault, Tally, require
 from faults.load import calling, require_ok
-from faults.serving import Vitals, minilm, minilm_store, requests, words
+from faults.serving import SLOPED, Vitals, hourly, minilm, minilm_store, requests, words
 from store.compaction import compact
 from store.maintenance import gc
 from store.store import Store
@@ -67,8 +67,8 @@ def _prepared(folder: Path, _bundle: Path) -> Iterator[Attempt]:
             vitals.read(now)
             p99s.append((now, 1e3 * float(np.percentile([one.seconds for one in answers], 99))))
             figures = {"rate, requests a second": rate, "p99, ms": float(np.median([p99 for _, p99 in p99s]))}
-            if len(p99s) > 3:
-                figures["p99, ms an hour"] = 3600 * float(np.polyfit(*np.array(p99s).T, 1)[0])
+            if len(p99s) >= SLOPED:
+                figures["p99, ms an hour"] = hourly(*np.array(p99s).T)
             if len(vitals.readings) >= _ENOUGH_READINGS:
                 memory, descriptors, mappings = vitals.growth()
                 grown = f"{memory:.0f} MB, {descriptors:.0f} descriptors, {mappings:.0f} mappings"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +58,7 @@ def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
 class _Publisher:
     """Publishes the corpora in turn, and knows what each scores."""
 
-    def __init__(self, path: Path, judge: Judge, corpora: list[Corpus]) -> None:
+    def __init__(self, path: Path, judge: Judge, corpora: Sequence[Corpus]) -> None:
         self._store, self._judge, self._corpora = Store(path), judge, corpora
         self._published: list[str] = []
         self._pool = ThreadPoolExecutor(1)
