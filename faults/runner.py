@@ -59,7 +59,8 @@ def run(
     except Exception:  # noqa: BLE001  the edge of an attempt: whatever it is, it is what was found
         traceback.print_exc()
         at = running.run.seeds[1]
-        print(f"{fault.name}: broken by seed {at}; again: make faults FAULT={fault.name} SEED={at}", file=sys.stderr)
+        told = f"broken by seed {at}; again: make faults FAULT={fault.name} SEED={at}"
+        print(f"{fault.name}: {told if running.begun else 'could not be prepared'}", file=sys.stderr)
         code = 1
     running.show(last=True)
     if seed is None and (running.run.done or running.run.not_run):
@@ -76,9 +77,12 @@ class _Running:
         self.run = Run(fault=fault.name, date=date, commit=_commit(), seeds=(first, first))
         self._counts: Counter[str] = Counter()
         self._terminal = sys.stderr.isatty()
-        self.begin()
+        self.begun = False
+        self._began = self._shown = time.monotonic()
 
     def begin(self) -> None:
+        """What the attempts need is there."""
+        self.begun = True
         self._began = self._shown = time.monotonic()
 
     def enough(self, seconds: float) -> bool:

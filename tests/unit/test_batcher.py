@@ -180,6 +180,23 @@ def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
     run(test)
 
 
+def test_a_batch_is_one_engines_work_however_many_there_are() -> None:
+    """What waits is expected after a whole batch of the engine that is free first, with a quarter kept for chance."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        at_work = [batcher.submit([text], runtime) for text in "ab"]
+        await started(runtime, 2)
+        for remaining in (180, 240):  # two batches of 100 s, one after the other
+            with pytest.raises(DeadlineError):
+                batcher.submit(["c"], runtime, remaining=remaining)
+        taken = batcher.submit(["c"], runtime, remaining=251)
+        runtime.gate.set()
+        await asyncio.gather(*(one.done for one in (*at_work, taken)))
+
+    run(test, engines=2)
+
+
 def test_an_estimate_that_was_too_high_is_put_right() -> None:
     """One slow batch does not shut a server: when an engine is idle again the next request is taken, and measured."""
 
