@@ -31,7 +31,6 @@ from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
 from twinbert.serving.tracing import current_trace
 
-
 # Half of the batches take longer than expected. Who is refused has cost nothing; who is late has cost the engine what
 # another would have had, and a full queue is late as a whole.
 _CAUTION = 1.25
@@ -213,9 +212,10 @@ class Batcher:
         """Estimated seconds until all that waits is encoded, and beyond it queries of so many tokens, by engines that
         take a whole batch each as they become free.
         """
-        now = last = time.perf_counter()
+        now = time.perf_counter()
         free = [now] * self._idle + [max(now, end) for end in self._ends.values()]
         heapq.heapify(free)
+        last = free[0]
         tokens, most = self._waiting_tokens + sum(new), self._settings.batch_tokens
         while tokens > 0:
             last = free[0] + self.cost.seconds(min(tokens, most), most)
