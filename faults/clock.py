@@ -11,6 +11,7 @@ from pathlib import Path
 
 from faults.corpora import texts
 from faults.fault import Attempt, Fault, NotRunError, Tally, require
+from store.format import CURRENT
 from tests.servers import refresh, running, write_documents
 from twinbert.client import ScorerClient, Task
 
@@ -24,18 +25,17 @@ _DOCUMENTS = 90
 def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
     library = _library()
     store, clock = folder / "store", folder / "clock"
-    names = []
-    for version in range(2):
-        names.append(refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(version, _DOCUMENTS))))
-        if not version:
-            clock.write_text("+0\n")
-            (store / "CURRENT").write_text(f"{names[0]}\n")
-    (store / "CURRENT").write_text(f"{names[0]}\n")
+    names = [
+        refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(version, _DOCUMENTS)))
+        for version in range(2)
+    ]
+    (store / CURRENT).write_text(f"{names[0]}\n")
+    clock.write_text("+0\n")
     faked = {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     # A jump of the wall clock does not move the monotonic one.
     faked |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
     with _environment(faked), running("serve", bundle, store) as server, ScorerClient(server.address) as client:
-        (store / "CURRENT").write_text(f"{names[1]}\n")
+        (store / CURRENT).write_text(f"{names[1]}\n")
         server.wait_for("generation_swapped")
 
         def attempt(seed: int) -> Tally:

@@ -76,10 +76,10 @@ def _put(file: Path, content: bytes | None) -> None:
 @contextmanager
 def _scene(folder: Path, bundle: Path) -> Iterator[_Scene]:
     store = folder / "store"
-    names = []
-    for version in range(2):
-        file = write_documents(folder / f"{version}.jsonl", texts(version, _DOCUMENTS))
-        names.append(refresh(bundle, store, file))
+    names = [
+        refresh(bundle, store, write_documents(folder / f"{version}.jsonl", texts(version, _DOCUMENTS)))
+        for version in range(2)
+    ]
     _put(store / CURRENT, f"{names[0]}\n".encode())
     with running("serve", bundle, store) as server, ScorerClient(server.address) as client:
         yield _Scene(server=server, client=client, store=store, good=names[0], next=names[1])

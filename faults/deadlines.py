@@ -14,7 +14,7 @@ from faults.load import Caller, calling
 from faults.serving import minilm, minilm_store, requests
 from tests.servers import Server, running
 
-_BURST = 200
+_BURST = 1000
 _HOG_QUERIES = 64
 _ENCODED = "twinbert_batch_queries_sum"
 _IN_FLIGHT = 'twinbert_rpc_in_flight{method="Score"}'
@@ -79,6 +79,6 @@ DEADLINES = Fault(
     promise="no work begins after expiry; nothing hangs",
     unit="calls",
     wanted=100_000,
-    quick=1000,
+    quick=2000,
     prepare=_prepared,
 )

@@ -42,6 +42,7 @@ class _Workers:
         self._pids = {one["worker"]: one["pid"] for one in (server.wait_for("worker_started") for _ in range(_WORKERS))}
         self._addresses = sorted(server.wait_for("serving")["address"] for _ in range(_WORKERS))
         self._up = dict.fromkeys(self._pids, time.monotonic())
+        self._slowest = 0.0
 
     def attempt(self, seed: int) -> Tally:
         """Kills the worker whose turn it is, once it has lived for a while."""
@@ -65,7 +66,8 @@ class _Workers:
         failed = {name: count for name, count in outcomes.items() if name != "calls answered"}
         require(not failed, f"calls failed in spite of the client's retry: {failed}")
         require(lasted < _RESTART_S, f"the restart took {lasted:.2f} s")
-        return Tally(outcomes | Counter({"workers killed": 1}), figures={"restart, s": lasted})
+        self._slowest = max(self._slowest, lasted)
+        return Tally(outcomes | Counter({"workers killed": 1}), figures={"slowest restart, s": self._slowest})
 
 
 def _call(client: ScorerClient, stop: Event) -> Counter[str]:
