@@ -32,6 +32,8 @@ from twinbert.v1 import scorer_pb2 as pb
 
 _EACH = 250  # inputs of a kind in an attempt; of bundles a tenth, since opening one reads it
 
+_LONG_S = 120.0  # only a hang takes this long
+
 _ALLOWED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -153,7 +155,7 @@ def _generated(seed: int) -> list[bytes]:
 
 async def _requests(caller: Caller, contents: list[bytes]) -> Counter[str]:
     outcomes = Counter[str]()
-    for answer in await asyncio.gather(*(caller.answer(content) for content in contents)):
+    for answer in await asyncio.gather(*(caller.answer(content, _LONG_S) for content in contents)):
         message = answer.details.message if answer.details else ""
         require(answer.code in _ALLOWED, f"a request ended as {answer.code.name}: {message}")
         require("Traceback" not in message and ".py" not in message, f"a trace in a status: {message}")

@@ -64,6 +64,11 @@ class _Pending:
         now = time.perf_counter()
         return any(not ticket.done.done() and now < ticket.expires for ticket, _ in self.wanted)
 
+    @property
+    def expires(self) -> float:
+        """When the first of those who still wait for it would have waited in vain (perf_counter)."""
+        return min((ticket.expires for ticket, _ in self.wanted if not ticket.done.done()), default=math.inf)
+
 
 class Ticket:
     """The queries of one request: `embeddings` fill in as they come, `done` is set with the last or the first error.
@@ -248,28 +253,35 @@ class Batcher:
 
     def _take(self) -> list[_Pending]:
         """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
-        waits for any more.
+        waits for any more. A batch is ready as a whole, so it ends where another query would make one before it late.
         """
         batch: list[_Pending] = []
         others: list[_Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
+        until = math.inf
         while self._queue:
             pending = self._queue[0]
             wanted = pending.is_wanted
             if wanted and batch and pending.runtime is not batch[0].runtime:
                 others.append(self._queue.popleft())
                 continue
-            if wanted and batch and tokens + pending.tokens > limit:
+            if wanted and batch and (tokens + pending.tokens > limit or self._end(tokens + pending.tokens) > until):
                 break
             self._queue.popleft()
             self._waiting_tokens -= pending.tokens
             if wanted:
                 batch.append(pending)
                 tokens += pending.tokens
+                if self._end(tokens) <= (expires := pending.expires):  # else it is late in any company
+                    until = min(until, expires)
             else:
                 self._drop(pending)
         self._queue.extendleft(reversed(others))
         return batch
+
+    def _end(self, tokens: int) -> float:
+        """When a batch of so many tokens that begins now is surely ready (perf_counter)."""
+        return time.perf_counter() + _CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
 
     def _purge(self) -> None:
         """Drops what nobody waits for from the whole queue."""
