@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv-protos
 
-.PHONY: help setup demo test check protos protos-check bench clean
+.PHONY: help setup demo test check protos protos-check bench faults clean
 help:
 	@echo "make demo    encode a corpus, serve it, search and score it (KEEP=1 leaves the servers running)"
 	@echo "make test    the whole test suite"
 	@echo "make check   ruff, mypy, import rules, buf lint, stubs current"
 	@echo "make protos  regenerate twinbert/v1 from protos/"
 	@echo "make bench   measure Score beside what people use; writes bench/results/ (QUICK=1, ONLY=PART[,PART])"
+	@echo "make faults  break it in every way we know, and count (FAULT=name, QUICK=1, SECONDS=n, SEED=n)"
 
 # One environment for everything, made again only when the files that define it change.
 STAMP := $(VENV)/installed
@@ -39,6 +40,10 @@ check: setup protos-check
 
 bench: setup
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+faults: setup
+	@$(BIN)/python -m faults $(if $(FAULT),--fault $(FAULT)) $(if $(QUICK),--quick) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEED),--seed $(SEED))
 
 # grpcio-tools 1.66.2 is the oldest that supports Python 3.13: stubs made with it run with every later grpcio and
 # protobuf 5.27.2 to 7, so rankers keep the versions they have. It needs an environment of its own.

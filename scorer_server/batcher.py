@@ -12,6 +12,7 @@ Shapes: Q queries of a request, B queries of a batch, D dimension.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
 from collections import deque
@@ -29,6 +30,10 @@ from scorer_server.settings import Settings
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
 from twinbert.serving.tracing import current_trace
+
+# Half of the batches take longer than expected. Who is refused has cost nothing; who is late has cost the engine what
+# another would have had, and a full queue is late as a whole.
+_CAUTION = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,11 @@ class _Pending:
         """Whether a request still waits for it, and has time."""
         now = time.perf_counter()
         return any(not ticket.done.done() and now < ticket.expires for ticket, _ in self.wanted)
+
+    @property
+    def expires(self) -> float:
+        """When the first of those who still wait for it would have waited in vain (perf_counter)."""
+        return min((ticket.expires for ticket, _ in self.wanted if not ticket.done.done()), default=math.inf)
 
 
 class Ticket:
@@ -182,7 +192,7 @@ class Batcher:
         in, whatever the estimate: so it is put right.
         """
         tokens = [_tokens(key, runtime) for key in keys if key not in self._in_flight]
-        if len(self._queue) + len(tokens) > self._settings.queue or self._wait_s(tokens) > remaining:
+        if len(self._queue) + len(tokens) > self._settings.queue or _CAUTION * self._wait_s(tokens) > remaining:
             self._purge()
         if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
             raise QueueFullError(
@@ -191,7 +201,7 @@ class Batcher:
                 what="queries",
             )
         wait_s = self._wait_s(tokens)
-        if keys and (remaining <= 0 or (tokens and not self._idle and wait_s > remaining)):
+        if keys and (remaining <= 0 or (tokens and not self._idle and _CAUTION * wait_s > remaining)):
             raise DeadlineError(
                 f"encoding would take {1000 * wait_s:.0f} ms with what is waiting, and the call has "
                 f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
@@ -204,10 +214,19 @@ class Batcher:
         return max(0.01, self._wait_s())
 
     def _wait_s(self, new: Iterable[int] = ()) -> float:
-        """Estimated seconds until an engine has done all that waits, and beyond it queries of so many tokens."""
-        tokens = self._waiting_tokens + sum(new)
-        until_free = 0.0 if self._idle else max(0.0, min(self._ends.values()) - time.perf_counter())
-        return until_free + self.cost.seconds(tokens, self._settings.batch_tokens) / self._settings.engines
+        """Estimated seconds until all that waits is encoded, and beyond it queries of so many tokens, by engines that
+        take a whole batch each as they become free.
+        """
+        now = time.perf_counter()
+        free = [now] * self._idle + [max(now, end) for end in self._ends.values()]
+        heapq.heapify(free)
+        last = free[0]
+        tokens, most = self._waiting_tokens + sum(new), self._settings.batch_tokens
+        while tokens > 0:
+            last = free[0] + self.cost.seconds(min(tokens, most), most)
+            heapq.heapreplace(free, last)
+            tokens -= most
+        return last - now
 
     def _want(self, key: Key, runtime: Runtime) -> _Pending:
         pending = self._in_flight.get(key)
@@ -234,28 +253,35 @@ class Batcher:
 
     def _take(self) -> list[_Pending]:
         """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
-        waits for any more.
+        waits for any more. A batch is ready as a whole, so it ends where another query would make one before it late.
         """
         batch: list[_Pending] = []
         others: list[_Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
+        until = math.inf
         while self._queue:
             pending = self._queue[0]
             wanted = pending.is_wanted
             if wanted and batch and pending.runtime is not batch[0].runtime:
                 others.append(self._queue.popleft())
                 continue
-            if wanted and batch and tokens + pending.tokens > limit:
+            if wanted and batch and (tokens + pending.tokens > limit or self._end(tokens + pending.tokens) > until):
                 break
             self._queue.popleft()
             self._waiting_tokens -= pending.tokens
             if wanted:
                 batch.append(pending)
                 tokens += pending.tokens
+                if self._end(tokens) <= (expires := pending.expires):  # else it is late in any company
+                    until = min(until, expires)
             else:
                 self._drop(pending)
         self._queue.extendleft(reversed(others))
         return batch
+
+    def _end(self, tokens: int) -> float:
+        """When a batch of so many tokens that begins now is surely ready (perf_counter)."""
+        return time.perf_counter() + _CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
 
     def _purge(self) -> None:
         """Drops what nobody waits for from the whole queue."""

@@ -54,17 +54,21 @@ def consecutive(address: str, metrics_port: int, workers: int) -> list[Ports]:
     ]
 
 
-def supervise(command: Callable[[Ports], Sequence[str]], ports: Sequence[Ports]) -> int:
+def supervise(command: Callable[[int, Ports], Sequence[str]], ports: Sequence[Ports]) -> int:
     """Runs one process for each of `ports` until SIGTERM or SIGINT, which is passed on; restarts those that die.
 
     A worker that dies is started again at once; one that does not live for 10 s, after a second, two, four, at most 30.
     Where one refuses its settings at its first start, all are ended: the others have the same.
 
+    Args:
+        command: gives the one of a worker, from its number and its ports.
+        ports: of the workers.
+
     Returns:
         The exit code: 0, or of a worker that ended with another one.
     """
     log.configure()
-    return _Supervisor([_Worker(number, command(place)) for number, place in enumerate(ports)]).run()
+    return _Supervisor([_Worker(number, command(number, place)) for number, place in enumerate(ports)]).run()
 
 
 @dataclass(slots=True)

@@ -99,10 +99,11 @@ def read_manifest(store: Path, name: str) -> Manifest:
         if fields["format"] > FORMAT:
             raise FormatError(f"{path} has format {fields['format']}, this version reads {FORMAT}; update twinbert")
         manifest = _parse(fields)
+        written = manifest.name  # a text may be one that no file can hold
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{path} is not a manifest: {error!r}") from error
-    if name != manifest.name:
-        raise CorruptError(f"{path} is not a manifest of this format: written again it would be {manifest.name}")
+    if name != written:
+        raise CorruptError(f"{path} is not a manifest of this format: written again it would be {written}")
     return manifest
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -102,3 +103,16 @@ def write_documents(path: Path, documents: dict[Any, str]) -> Path:
     """Documents as JSON Lines."""
     path.write_text("".join(json.dumps({"id": id_, "text": text}) + "\n" for id_, text in documents.items()))
     return path
+
+
+def free_ports(count: int) -> int:
+    """The first of as many consecutive ports that nobody listens on."""
+    while True:
+        with contextlib.ExitStack() as sockets:
+            first = sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            try:
+                for number in range(1, count):
+                    sockets.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            except (OSError, OverflowError):
+                continue
+            return int(first)

@@ -3,12 +3,17 @@
     requests  {"time_ms", "query", "ids", "crossing"}              to try a new generation on before it is published
     misses    {"time_ms", "id", "reason", "generation", "query"?}  candidates that were not there
 
-Times are milliseconds since the Unix epoch. Files written by hand need no times, and requests no ids and no crossing.
+Of several workers each writes files of its own, FILE.worker-0 and so on; whoever reads FILE reads them all. Times are
+milliseconds since the Unix epoch. Files written by hand need no times, and requests no ids and no crossing.
 """
 
 from __future__ import annotations
 
+import glob
+import heapq
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +27,8 @@ from twinbert.text import is_blank
 MissReason = Literal["never_seen", "deleted"]
 DELETED: MissReason = "deleted"
 
+_WORKER = re.compile(r"\.worker-(\d+)(\.1)?$")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -33,6 +40,11 @@ class Request:
     query: str
     ids: Sequence[str] | Sequence[int]
     crossing: str
+
+
+def of_worker(path: Path, number: int) -> Path:
+    """The file that one of several workers records to, where they are told to record to this one."""
+    return path.with_name(f"{path.name}.worker-{number}")
 
 
 def older(path: Path) -> Path:
@@ -62,13 +74,31 @@ def read_missed(path: Path, id_type: str) -> set[str | int]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """What the lines hold, the latest first."""
+    """What the lines hold, the latest first, whoever wrote them."""
+    beside = [_WORKER.search(one.name) for one in path.parent.glob(f"{glob.escape(path.name)}.worker-*")]
+    workers = sorted({int(match[1]) for match in beside if match})
+    written = [_texts(one) for one in (path, *(of_worker(path, number) for number in workers))]
+    if not any(written):
+        raise UsageError(f"{path}: does not exist; a scorer that is told to record there makes it")
+    return heapq.merge(*map(_parsed, written), key=_time_ms, reverse=True)
+
+
+def _texts(path: Path) -> list[str]:
+    """What a recorder has written, the latest file first."""
     try:
-        texts = [one.read_text("utf-8", errors="replace") for one in (path, older(path)) if one.exists()]
+        return [one.read_text("utf-8", errors="replace") for one in (path, older(path)) if one.exists()]
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    if not texts:
-        raise UsageError(f"{path}: does not exist; a scorer that is told to record there makes it")
+
+
+def _time_ms(fields: dict[str, Any]) -> float:
+    """When it was recorded; what was written by hand need not say."""
+    time_ms = fields.get("time_ms")
+    return time_ms if isinstance(time_ms, int | float) else math.inf
+
+
+def _parsed(texts: list[str]) -> Iterator[dict[str, Any]]:
+    """What the lines hold, the last first."""
     for text in texts:
         for line in reversed(text.split("\n")):
             try:

@@ -1,7 +1,4 @@
-"""A refresh, a delta and a compaction that are killed at each of their steps: the old generation or the new one, whole.
-
-A step is a call that makes something durable or visible: a sync, a rename, a file made, cut or removed.
-"""
+"""A refresh, a delta and a compaction, killed at each of their steps: the old generation or the new one, whole."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,14 +14,13 @@ from typing import Any
 
 import pytest
 
+from faults.steps import kill_at
 from store.compaction import compact
 from store.format import BUILDING, SEGMENTS
 from store.maintenance import gc
 from store.store import Store
 from store.verification import verify
 from tests.unit.store_cases import SOFTWARE, Deletion, Document, assert_holds, delta, documents, refresh
-
-STEPS = ("fsync", "fdatasync", "rename", "replace", "mkdir", "posix_fallocate", "truncate", "unlink", "rmdir")
 
 BASE = documents(40)
 OLD = [Document("document-1", "second"), Deletion("document-2")]
@@ -43,23 +38,6 @@ ACTIONS: dict[str, tuple[Callable[[Store], object], dict[Any, Any]]] = {
     "compaction": (lambda store: compact(store, software=SOFTWARE), AFTER_OLD),
     "compaction of deltas": (lambda store: compact(store, software=SOFTWARE, newest=2), AFTER_OLD),
 }
-
-
-def kill_at(step: int, told: Path) -> None:
-    """Makes this process kill itself just before its step of this number, whose name it leaves in a file."""
-    taken = itertools.count(1)
-
-    def before(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*arguments: Any, **options: Any) -> Any:
-            if next(taken) == step:
-                told.write_text(name)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **options)
-
-        return stepping
-
-    for name in STEPS:
-        setattr(os, name, before(name, getattr(os, name)))
 
 
 def assert_is_one_of(store: Store, *corpora: dict[Any, Document]) -> None:
@@ -99,7 +77,7 @@ def kill_everywhere(folder: Path, action: str) -> None:
         shutil.copytree(original, path)
         child = os.fork()
         if not child:
-            kill_at(step, told)
+            kill_at(step, told.write_text)
             act(Store(path))
             os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.servers import COMMAND, Server, refresh, twinbert, write_documents
+from tests.servers import COMMAND, Server, free_ports, refresh, twinbert, write_documents
 from twinbert.client import ScorerClient, Task
+from twinbert.recorded import read_missed, read_requests
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +23,6 @@ def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = write_documents(folder / "documents.jsonl", {"a": "red shoe", "b": "blue hat", "c": "green coat"})
     refresh(tiny_bundle, folder / "store", documents)
     return folder / "store"
-
-
-def free_ports(count: int) -> int:
-    """The first of as many consecutive ports that nobody listens on."""
-    while True:
-        with ExitStack() as sockets:
-            first = sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            try:
-                for number in range(1, count):
-                    sockets.enter_context(socket.create_server(("127.0.0.1", first + number)))
-            except (OSError, OverflowError):
-                continue
-            return int(first)
 
 
 @contextmanager
@@ -77,6 +64,23 @@ def test_a_worker_that_dies_is_started_again_and_clients_do_not_see_it(tiny_bund
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_each_worker_records_to_files_of_its_own(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
+    """Requests and misses of all workers are read from the names that the supervisor was given."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("requests", "misses")}
+    recording = [word for name, file in files.items() for word in (f"--record-{name}", str(file))]
+    ports = ("--address", "127.0.0.1:0", "--metrics-port", "0")
+    with supervised(tiny_bundle, store, *ports, *recording) as server:
+        for address in [server.wait_for("serving")["address"] for _ in range(2)]:
+            with ScorerClient(address) as client:
+                client.score(Task(f"shoe {address}", ["a", f"not at {address}"]))
+        assert server.stop() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{file.name}.worker-{number}" for file in files.values() for number in range(2)
+    }
+    assert len(read_requests(files["requests"], "string", 9)) == 2
+    assert len(read_missed(files["misses"], "string")) == 2
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(tiny_bundle: Path, store: Path) -> None:

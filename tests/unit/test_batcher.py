@@ -180,6 +180,42 @@ def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
     run(test)
 
 
+def test_a_batch_is_one_engines_work_however_many_there_are() -> None:
+    """What waits is expected after a whole batch of the engine that is free first, with a quarter kept for chance."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        at_work = [batcher.submit([text], runtime) for text in "ab"]
+        await started(runtime, 2)
+        for remaining in (180, 240):  # two batches of 100 s, one after the other
+            with pytest.raises(DeadlineError):
+                batcher.submit(["c"], runtime, remaining=remaining)
+        taken = batcher.submit(["c"], runtime, remaining=251)
+        runtime.gate.set()
+        await asyncio.gather(*(one.done for one in (*at_work, taken)))
+
+    run(test, engines=2)
+
+
+def test_a_batch_makes_none_of_its_queries_late() -> None:
+    """Whoever was let in earlier is not held up by a batch that grew; what does not fit comes with the next one."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        first = batcher.submit(["first"], runtime)
+        await started(runtime, 1)
+        patient = [batcher.submit([f"text {number}"], runtime) for number in range(3)]
+        hurried = batcher.submit(["hurried"], runtime, remaining=100)
+        later = [batcher.submit([f"more {number}"], runtime) for number in range(9)]
+        for tokens, seconds in ((4, 16.0), (8, 32.0)):  # 4 s a token
+            batcher.cost.observe(tokens, seconds)
+        runtime.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in (first, *patient, hurried, *later)))
+        # 16 tokens take 64 s, and a quarter is kept; with another query it would be 100 s.
+        assert runtime.batches[1] == ["text 0", "text 1", "text 2", "hurried"]
+
+    run(test)
+
+
 def test_an_estimate_that_was_too_high_is_put_right() -> None:
     """One slow batch does not shut a server: when an engine is idle again the next request is taken, and measured."""
 

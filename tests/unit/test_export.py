@@ -11,9 +11,9 @@ import onnx
 import pytest
 import tokenizers
 import torch
-from conftest import tiny_tower
 from torch import Tensor, nn
 
+from tests.bundles import tiny_tower
 from twinbert import export as export_module
 from twinbert.bundle import BUNDLE_JSON, Bundle
 from twinbert.errors import BundleError, ExportError, UsageError

@@ -180,3 +180,19 @@ def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
     assert read_requests(path, "string", 9) == [Request("alone", [], ""), Request("q", ["a"], "")]
     assert read_requests(path, "integer", 9) == [Request("alone", [], ""), Request("q", [1], "")]
     assert read_requests(path, "string", 1) == [Request("alone", [], "")]
+
+
+def test_what_workers_recorded_is_read_as_one(tmp_path: Path) -> None:
+    """The latest requests of all workers come first, from full files too; other files beside them are not read."""
+    path = tmp_path / "requests.jsonl"
+    lines = {
+        "requests.jsonl.worker-0": [3, 5],
+        "requests.jsonl.worker-0.1": [1],
+        "requests.jsonl.worker-1.1": [2, 4],
+        "requests.jsonl.worker-x": [9],
+    }
+    for name, times in lines.items():
+        (tmp_path / name).write_text(
+            "".join(json.dumps({"time_ms": time, "query": f"q{time}"}) + "\n" for time in times)
+        )
+    assert [request.query for request in read_requests(path, "string", 4)] == ["q5", "q4", "q3", "q2"]

@@ -243,6 +243,16 @@ def test_what_is_no_manifest_is_refused(store: Store, content: bytes) -> None:
         store.manifest(name)
 
 
+@pytest.mark.parametrize("text", [b"\\ud800", b"\xed\xa0\x80"])
+def test_half_a_character_is_refused(store: Store, text: bytes) -> None:
+    """A manifest with a text that no file can hold in UTF-8 is refused like any other that is not as it should be."""
+    content = manifest_path(store).read_bytes().replace(SOFTWARE.encode(), text)
+    name = f"000002-{hashlib.sha256(content).hexdigest()[:8]}"
+    (store.path / GENERATIONS / f"{name}.json").write_bytes(content)
+    with pytest.raises(CorruptError, match="is not a manifest"):
+        store.manifest(name)
+
+
 def test_other_spelling_is_refused(store: Store) -> None:
     """A manifest has one spelling, so that its name means the same bits everywhere."""
     content = json.dumps(json.loads(manifest_path(store).read_bytes())).encode()

@@ -15,6 +15,7 @@ from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOptio
 from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
+    from scorer_server.supervisor import Ports
     from twinbert.serving.listening import Listening
 
 
@@ -147,13 +148,16 @@ def serve(
 
 def _supervise(context: typer.Context, workers: int) -> int:
     from scorer_server.settings import default_engines
-    from scorer_server.supervisor import Ports, consecutive, supervise
+    from scorer_server.supervisor import consecutive, supervise
+    from twinbert.recorded import of_worker
 
     given = dict(context.params)
     given["engines"] = given["engines"] or default_engines(workers)
+    recordings = {name: path for name in ("record_requests", "record_misses") if (path := given[name]) is not None}
 
-    def command(ports: Ports) -> list[str]:
-        own = {"address": ports.address, "metrics_port": ports.metrics_port, "workers": 1}
+    def command(number: int, ports: Ports) -> list[str]:
+        own: dict[str, Any] = {"address": ports.address, "metrics_port": ports.metrics_port, "workers": 1}
+        own |= {name: of_worker(path, number) for name, path in recordings.items()}
         return [sys.executable, "-m", "twinbert", "serve", *_words(context, given | own)]
 
     return supervise(command, consecutive(given["address"], given["metrics_port"], workers))

@@ -1,0 +1,82 @@
+"""Slow and hostile clients beside an honest one, whose p99 is watched, quiet and under attack in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from faults.attackers import KINDS
+from faults.corpora import texts
+from faults.fault import Attempt, Fault, Tally, require
+from faults.load import Caller, calling, require_ok
+from faults.serving import Vitals
+from tests.servers import Server, refresh, running, write_documents
+from twinbert.v1 import scorer_pb2 as pb
+
+_SECONDS = 1.0
+_MOST_MB = 128.0
+_RATIO = 2.0
+_ENOUGH = 10  # attempts, for a median
+
+
+@contextmanager
+def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
+    store = folder / "store"
+    refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(0, 90)))
+    ids = [f"d{number}" for number in range(50)]
+    request = pb.ScoreRequest(tasks=[pb.ScoreTask(query="pizza", document_ids=ids)]).SerializeToString()
+    with running("serve", bundle, store) as server, calling(server.address) as caller:
+        caller.run(caller.closed(lambda: request, 1, _SECONDS))
+        vitals, ratios = Vitals(server), list[float]()
+        vitals.read(0.0)
+
+        def attempt(seed: int) -> Tally:
+            """A second of quiet, and a second under an attack of the kind whose turn it is."""
+            kind = [*KINDS][seed % len(KINDS)]
+            quiet = _p99(caller, request)
+            with _attacking(kind, server, seed) as acts:
+                attacked = _p99(caller, request)
+            vitals.read(float(seed))
+            grown = vitals.readings[-1][1] - vitals.readings[0][1]
+            require(grown < _MOST_MB, f"{kind}: it takes {grown:.0f} MB more than before")
+            ratios.append(attacked / quiet)
+            middle = float(np.median(ratios))
+            require(len(ratios) < _ENOUGH or middle <= _RATIO, f"p99 is {middle:.1f} times the quiet one: {ratios}")
+            figures = {"honest p99 under attack, of the quiet one": middle, "RSS more than at first, MB": grown}
+            return Tally({kind: acts[0]}, done=acts[0], figures=figures)
+
+        yield attempt
+
+
+def _p99(caller: Caller, request: bytes) -> float:
+    answers = caller.run(caller.closed(lambda: request, 1, _SECONDS))
+    require_ok(answers)
+    return float(np.percentile([one.seconds for one in answers], 99))
+
+
+@contextmanager
+def _attacking(kind: str, server: Server, seed: int) -> Iterator[list[int]]:
+    """Attackers at work; afterwards the list holds how many acts there were."""
+    words = [sys.executable, "-m", "faults.attackers", kind, server.address, str(seed)]
+    acts: list[int] = []
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield acts
+        told, _ = process.communicate()
+    require(process.returncode == 0, "the attacker failed")
+    acts.append(int(told))
+
+
+ATTACKS = Fault(
+    name="attacks",
+    title="Slow-loris: silent connections, header-only calls, reset floods, oversize and malformed frames",
+    promise="honest p99 within twice the quiet one; memory bounded",
+    unit="acts",
+    wanted=10_000,
+    quick=1000,
+    prepare=_prepared,
+)
