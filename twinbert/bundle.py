@@ -6,6 +6,7 @@
                               attention_mask int64 [B, L] → embeddings float32 [B, D]
     crossing.cosine.onnx,     queries [Q, D], documents [N, D] float32, task int64 [N] → scores float32 [N]; one or both
     crossing.residual.onnx
+    query.int8.onnx           the query tower for the int8 engine, if there is one: see `twinbert.model.int8`
     model.safetensors         the weights to train on from; not needed for serving
 
 Two digests name a bundle. `model` is the sha256 of bundle.json's bytes, and so of everything. `fingerprint` is the
@@ -19,9 +20,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from twinbert.errors import BundleError
 from twinbert.fields import Fields, parse_json
@@ -31,6 +31,9 @@ BUNDLE_JSON = "bundle.json"
 
 Tower = Literal["query", "document"]
 TOWERS: tuple[Tower, ...] = ("query", "document")
+Engine = Literal["float32", "int8"]
+"""What computes the query tower."""
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 _REMEDY = "copy or export the bundle again"
 _NAMES_SHOWN = 10
@@ -80,6 +83,7 @@ class Bundle:
         activation: what an embedding passes through last before it is normalised: `tanh` or `none`.
         towers: query and document tower.
         tokenizer: what both towers read.
+        int8: file of the query tower for the int8 engine; None: there is none.
         crossings: by name: `cosine`, `residual`.
         default_crossing: the crossing of requests that name none.
         quality: what export measured: parity with torch, what each stored encoding costs.
@@ -95,6 +99,7 @@ class Bundle:
     activation: str
     towers: Mapping[Tower, TowerEntry]
     tokenizer: TokenizerEntry
+    int8: str | None
     crossings: Mapping[str, CrossingEntry]
     default_crossing: str
     quality: Mapping[str, Any]
@@ -133,15 +138,32 @@ class Bundle:
             raise BundleError(f"{bundle.path}: was replaced while it was opened; try again")
         return bundle
 
-    @cached_property
-    def query_digest(self) -> str:
-        """Of what shapes query embeddings, 64 hex digits: bundles that share it encode a query alike."""
-        tower = self.towers["query"]
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines that the bundle has a query tower for."""
+        return tuple(engine for engine in ENGINES if engine == "float32" or self.int8)
+
+    def tower_file(self, tower: Tower, engine: Engine = "float32") -> str:
+        """Name of the file that computes a tower.
+
+        Raises:
+            BundleError: the bundle has no query tower for this engine.
+        """
+        if tower == "document" or engine == "float32":
+            return self.towers[tower].file
+        if self.int8 is None:
+            raise BundleError(
+                f"{self.path}: has no {engine} query tower; `twinbert bundle quantize` adds one to a copy"
+            )
+        return self.int8
+
+    def query_digest(self, engine: Engine = "float32") -> str:
+        """Of what shapes query embeddings, 64 hex digits: bundles and engines that share it encode a query alike."""
         shaping = {
-            "query_onnx": self.sha256(tower.file),
+            "query_onnx": self.sha256(self.tower_file("query", engine)),
             "tokenizer": self.sha256(self.tokenizer.file),
             "kind": self.tokenizer.kind,
-            "max_tokens": tower.max_tokens,
+            "max_tokens": self.max_tokens("query"),
         }
         return _canonical_digest(shaping)
 
@@ -267,6 +289,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         activation=fields.choice("activation", "tanh", "none"),
         towers=towers,
         tokenizer=TokenizerEntry(kind=tokenizer.text("kind"), file=listed(tokenizer)),
+        int8=listed(fields.fields("int8")) if fields.has("int8") else None,
         crossings=crossings,
         default_crossing=fields.choice("default_crossing", *crossings),
         quality=fields.values("quality", {}),  # while export measures it, there is none

@@ -39,7 +39,7 @@ def baselines(
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
-    dataset = _read(followed(run), data, dev, test, documents)
+    dataset = read_dataset(followed(run), data, dev, test, documents)
     with reporting() as report:
         train_baselines(run, dataset, report)
 
@@ -73,8 +73,8 @@ def evaluate(
     from twinbert.training.systems import TEACHER, of_bundle, systems
 
     more = list(map(_named, bundle or []))
-    followed = _recipe(recipe, runs or [])
-    dataset = _read(followed, data, dev, test, documents)
+    followed = named_recipe(recipe, runs or [])
+    dataset = read_dataset(followed, data, dev, test, documents)
     rows = list(systems(dataset, followed, runs or []))
     for name, directory in more:
         rows += of_bundle(name, directory)
@@ -116,7 +116,7 @@ def parity(
     from twinbert.training.systems import bundles_of, teacher_of
 
     alone = (run / BUNDLE_JSON).exists()
-    dataset = _read(_recipe(recipe, [] if alone else [run]), data, dev, test, documents)
+    dataset = read_dataset(named_recipe(recipe, [] if alone else [run]), data, dev, test, documents)
     bundles = {run.name: run} if alone else bundles_of(run, student)
     scorer = None if alone else teacher_of(run)
     output.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,8 @@ def parity(
         one.check()
 
 
-def _recipe(name: str | None, runs: list[Path]) -> Recipe:
+def named_recipe(name: str | None, runs: list[Path]) -> Recipe:
+    """The recipe of runs, or else the one of this name."""
     from twinbert.training import recipe as recipes
 
     if runs:
@@ -142,7 +143,10 @@ def _recipe(name: str | None, runs: list[Path]) -> Recipe:
     return recipes.load(name)
 
 
-def _read(followed: Recipe, data: Path | None, dev: Path | None, test: Path | None, documents: Path | None) -> Dataset:
+def read_dataset(
+    followed: Recipe, data: Path | None, dev: Path | None, test: Path | None, documents: Path | None
+) -> Dataset:
+    """The data of a recipe, from files."""
     from twinbert.training import recipe as recipes
 
     return recipes.read(followed, recipes.Inputs(train=data, dev=dev, test=test, documents=documents))
