@@ -26,8 +26,8 @@ MAX_PADDING = 0.1  # share of the tokens that a call computes
 MAX_RUN_TOKENS = 1024  # more is no faster on a CPU
 # Another padded run costs as much as so many tokens (MiniLM on one thread: 2.5 ms a run and 0.21 ms a token).
 RUN_TOKENS = 12
-# Places of a packed text: its tokens, rounded up to a multiple. Only attention and pooling compute them all, which is 4 %
-# of what a text of one token costs at a width of 512; and most queries' lengths then share a run.
+# Places of a packed text: its tokens, rounded up to a multiple. Only attention and pooling compute all of them, 4 % of
+# what a text of one token costs at a width of 512; and most queries' lengths then share a run.
 PLACES = 8
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from twinbert import processor
 from twinbert.bundle import Bundle, Engine, Tower
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
 from twinbert.runs import PACKED, PADDED, Run, packed, padded
@@ -182,8 +183,9 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     # Both keep memory for the largest run and for every shape seen; without them runs are as fast and memory is stable.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    # Without it processors that lack VNNI add int8 products in 16 bits, which overflow.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Without VNNI int8 products are added in 16 bits, which overflow, unless this is set. With VNNI it would only be slower.
+    if not processor.flags() & {"avx512_vnni", "avx_vnni"}:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # fatal only: errors are raised
     # A model can name other files that hold its weights, anywhere. None of ours does, and no checksum would cover them:
     # loaded from bytes, with nothing where such files would be, none is ever read.

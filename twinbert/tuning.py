@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from twinbert import __version__
+from twinbert import __version__, processor
 from twinbert.bundle import ENGINES, Bundle, Engine
 from twinbert.errors import UsageError
 from twinbert.fields import Fields, parse_json
@@ -163,15 +162,9 @@ def _path(bundle: Bundle, folder: Path) -> Path:
 
 def _host() -> dict[str, Any]:
     """What a timing depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    vectors = sorted({"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}.intersection(flags))
+    vectors = sorted(processor.flags() & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
     return {
-        "processor": " ".join([next(named, platform.processor()), *vectors]),
+        "processor": " ".join([processor.name(), *vectors]),
         "cores": len(os.sched_getaffinity(0)),
         "twinbert": __version__,
         "onnxruntime": metadata.version("onnxruntime"),

@@ -62,7 +62,7 @@ class _Graph:
 
     def constant(self, value: npt.ArrayLike, kind: type[np.generic] = np.float32) -> str:
         name = f"constant_{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(value, dtype=kind, order="C"), name))
         return name
 
     def node(self, kind: str, *inputs: str, output: str | None = None, domain: str = "", **attributes: Any) -> str:  # noqa: ANN401 - an operator's own
