@@ -161,7 +161,7 @@ def test_the_same_bundle_gives_the_same_bytes(int8_bundle: Bundle, tmp_path: Pat
     [
         (Limits(score_largest=1e-9), r"score_largest is \S+, at most 1e-09"),
         (Limits(score_mean=1e-9), r"score_mean is \S+, at most 1e-09"),
-        (Limits(cosine_smallest=1.0), r"cosine_smallest is 0\.9\d*, at least 1\.0"),
+        (Limits(cosine_smallest=1.01), r"cosine_smallest is (0\.9\d*|1\.0), at least 1\.01"),
     ],
 )
 def test_too_high_a_cost_is_refused(tiny_bundle: Path, tmp_path: Path, strict: Limits, named: str) -> None:
@@ -218,7 +218,10 @@ def test_the_command_certifies_what_it_is_given(
     (tmp_path / "queries.txt").write_text("red shoes\n\nred shoes\ncsv file\n")
     words = ["bundle", "quantize", str(tiny_bundle), "-o", str(tmp_path / "out")]
     words += ["--queries", str(tmp_path / "queries.txt")]
-    labelled = [*words, "--data", str(tmp_path / "pairs.jsonl"), "--test", str(tmp_path / "pairs.jsonl")]
+    labelled = [
+        *words,
+        *(word for part in ("data", "dev", "test") for word in (f"--{part}", str(tmp_path / "pairs.jsonl"))),
+    ]
     assert main(labelled) == 2
     assert "--recipe" in capsys.readouterr().err
     assert main([*labelled, "--recipe", "pairs", "--max-auc2-loss", "1"]) == 0
