@@ -1,26 +1,28 @@
-"""Bundle → bundle that also has an int8 query tower, and a certificate of what that costs.
+"""Bundle → bundle with query towers for packed texts too, in float32 and int8, and a certificate of what int8 costs.
 
-Documents stay in float32, so the fingerprint does too: a store serves both bundles. The model is another.
+Documents are encoded as before, so the fingerprint stays: a store serves both bundles. The model is another.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twinbert.bundle import BUNDLE_JSON, TOWERS, Bundle, describe_file, to_json
+import numpy as np
+
+from twinbert.bundle import BUNDLE_JSON, ENGINES, TOWERS, Bundle, Engine, describe_file, to_json
 from twinbert.errors import ExportError, UsageError
-from twinbert.export import building
+from twinbert.export import PARITY_LIMIT, building
 from twinbert.model.checkpoint import open_twin
-from twinbert.model.int8 import int8_graph
-from twinbert.quality import engine_costs
+from twinbert.model.packed import packed_graph
+from twinbert.quality import engine_costs, rounded
 from twinbert.runtime import Runtime
 from twinbert.samples import DOCUMENTS, QUERIES
 
-INT8_FILE = "query.int8.onnx"
+FILES: Mapping[Engine, str] = {engine: f"query.{engine}.onnx" for engine in ENGINES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +59,10 @@ def quantize(
     labelled: Callable[[Bundle], Mapping[str, Any]] | None = None,
     limits: Limits | None = None,
 ) -> Bundle:
-    """Writes a copy of a bundle with an int8 query tower: all of it appears at `output` in one step, or nothing does.
+    """Writes a copy of a bundle with packed query towers: all of it appears at `output` in one step, or nothing does.
 
     Args:
-        bundle: with its model.safetensors. An int8 query tower that it has already is made anew.
+        bundle: with its model.safetensors. Packed query towers that it has already are made anew.
         output: the new bundle's directory, which must not exist yet.
         texts: what the cost is measured over; None: the built-in samples.
         labelled: measures a bundle's engines on labelled pairs: `auc2_loss`, and what else is to be in the
@@ -70,19 +72,25 @@ def quantize(
     Raises:
         UsageError: `output` exists, or there are no texts.
         BundleError: the bundle comes without model.safetensors, or it does not fit.
-        ExportError: the new bundle cannot be written, costs more than the limits, or a query's embedding depends on its
-            company.
+        ExportError: the new bundle cannot be written, int8 costs more than the limits or depends on a query's company,
+            or packed texts differ from padded ones in float32.
     """
     texts, limits = texts or Texts(), limits or Limits()
     if not (texts.queries and texts.documents):
         raise UsageError(f"{texts.source}: has no text; give at least one query and one document")
     with building(output) as directory:
         for name in bundle.configuration["files"]:
-            if (bundle.path / name).exists() and name != INT8_FILE:
+            if (bundle.path / name).exists():
                 shutil.copy2(bundle.path / name, directory / name)
-        (directory / INT8_FILE).write_bytes(int8_graph(open_twin(bundle).query))
-        files = bundle.configuration["files"] | {INT8_FILE: describe_file(directory / INT8_FILE)}
-        configuration = {**bundle.configuration, "files": files, "int8": {"file": INT8_FILE}}
+        tower = open_twin(bundle).query
+        for engine, name in FILES.items():
+            (directory / name).write_bytes(packed_graph(tower, engine))
+        files = {name: describe_file(directory / name) for name in FILES.values()}
+        configuration = {
+            **bundle.configuration,
+            "files": bundle.configuration["files"] | files,
+            "packed": {engine: {"file": name} for engine, name in FILES.items()},
+        }
         # The runtimes that measure need a bundle: this one is rewritten with its certificate.
         (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
         opened = Bundle.open(directory)
@@ -90,19 +98,35 @@ def quantize(
         if labelled is not None:
             certificate["labelled"] = dict(labelled(opened))
         _check(certificate, limits)
-        configuration["quality"] = {**bundle.quality, "int8": certificate}
+        configuration["quality"] = {**bundle.quality, "int8": certificate, "packed": _parity(opened, texts.queries)}
         (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
     return Bundle.open(output)
 
 
 def _certificate(bundle: Bundle, texts: Texts) -> dict[str, Any]:
-    exact, runtime = Runtime(bundle, towers=TOWERS), Runtime(bundle, engine="int8")
+    exact, runtime = _padded(bundle), Runtime(bundle, engine="int8")
     return {
         "texts": texts.source,
         "queries": len(texts.queries),
         "documents": len(texts.documents),
         **engine_costs(runtime, exact, texts.queries, texts.documents),
     }
+
+
+def _parity(bundle: Bundle, queries: Sequence[str]) -> dict[str, float]:
+    """Largest difference between float32 embeddings of packed and of padded texts; raises where it is too large."""
+    difference = float(np.abs(Runtime(bundle).encode(queries) - _padded(bundle).encode(queries)).max())
+    if not difference <= PARITY_LIMIT:  # also where it is NaN
+        raise ExportError(
+            f"packed texts have embeddings that differ from padded ones' by {difference}, more than {PARITY_LIMIT}; "
+            "this version of onnxruntime does not compute the graph as it is meant"
+        )
+    return {"embeddings": rounded(difference), "limit": PARITY_LIMIT}
+
+
+def _padded(bundle: Bundle) -> Runtime:
+    """Both towers as they were exported."""
+    return Runtime(replace(bundle, packed={}), towers=TOWERS)
 
 
 def _check(certificate: Mapping[str, Any], limits: Limits) -> None:

@@ -1,7 +1,7 @@
 """How texts become runs of a tower's graph: which are computed together, and in what arrays.
 
-A graph takes texts *padded* to the longest of a run, or *packed* one behind another (`twinbert.model.int8`). Of what a
-run computes at most a tenth is padding.
+A graph takes texts *padded* to the longest of a run, or *packed* one behind another (`twinbert.model.packed`). Of what
+is computed at most a tenth is padding.
 
 Shapes: N texts, B of them in a run, L tokens, S tokens of a run in all, W places of a text, T trigrams of a token.
 """

@@ -86,7 +86,7 @@ class Runtime:
             tower: _Tower(
                 tokenizer=open_tokenizer(kind, tokenizer, max_tokens=bundle.max_tokens(tower)),
                 session=session(file),
-                runs=packed if tower == "query" and engine == "int8" else padded,
+                runs=packed if tower == "query" and engine in bundle.packed else padded,
             )
             for tower, file in files.items()
         }

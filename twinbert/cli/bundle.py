@@ -101,7 +101,7 @@ def quantize(
         float, typer.Option(metavar="X", min=0, max=1, help="Area that may be lost on labelled pairs.")
     ] = 0.002,
 ) -> None:
-    """Copy a bundle and add an int8 query tower, with a certificate of what it costs.
+    """Copy a bundle and add query towers for packed texts, in float32 and int8, with a certificate of what int8 costs.
 
     Its cost in area is measured where labelled pairs are given, as for `train evaluate`: --recipe says what they are.
     """

@@ -1,9 +1,11 @@
-"""A tower as a graph whose matrix products are of int8, in which no text's embedding depends on its company: not a bit.
+"""A tower as a graph that takes texts packed one behind another, in float32 or with matrix products of int8.
 
-Every row of activations has its own scale, the largest of its values; a weight matrix has one for each column. Products
-of whole numbers are exact in any order, and all else is computed within a row, or within one text at a fixed width. So
-texts lie one behind another without padding, but in attention and pooling, where each has as many places as it has
-tokens, rounded up (`twinbert.runs`).
+Only attention and pooling know where a text ends: there each has as many places as it has tokens, rounded up
+(`twinbert.runs`), and nothing of its neighbours. All else is computed token by token, without padding.
+
+In int8 no text's embedding depends on its company, not by a bit. Every row of activations has its own scale, its
+largest value; a weight matrix has one for each column. Products of whole numbers are exact in any order, and what is in
+float32 is computed within a row, or within one text at a width of its own.
 
 Inputs, for B texts of S tokens in all, W places each:
 
@@ -26,6 +28,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from twinbert.bundle import Engine
 from twinbert.model.config import TowerConfig
 from twinbert.model.tower import Tower
 
@@ -40,11 +43,11 @@ _LOWEST = float(np.finfo(np.float32).min)
 _NORM_EPSILON = 1e-12  # of torch.nn.functional.normalize
 
 
-def int8_graph(tower: Tower) -> bytes:
+def packed_graph(tower: Tower, engine: Engine) -> bytes:
     """A serialised ONNX graph of the tower; equal weights give equal bytes."""
     config = tower.config
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in tower.state_dict().items()}
-    graph = _Graph(weights)
+    graph = _Graph(weights, engine)
     states = _embeddings(graph, config)
     for layer in range(config.layers):
         states = _layer(graph, config, f"layers.{layer}.", states)
@@ -55,8 +58,8 @@ def int8_graph(tower: Tower) -> bytes:
 class _Graph:
     """Nodes and constants in the order in which they are made; names are their numbers."""
 
-    def __init__(self, weights: dict[str, Floats]) -> None:
-        self.weights = weights
+    def __init__(self, weights: dict[str, Floats], engine: Engine) -> None:
+        self.weights, self._engine = weights, engine
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -85,9 +88,11 @@ class _Graph:
     def products(self, rows: str, *names: str) -> str:
         """Rows times the weights of linear layers, side by side, without their biases.
 
-        A row of zeros is divided by zero; whatever whole numbers that gives, its scale makes them zero again.
+        In int8 a row of zeros is divided by zero; whatever whole numbers that gives, its scale makes them zero again.
         """
         matrix_HF = np.concatenate([self.weights[f"{name}.weight"] for name in names]).T
+        if self._engine == "float32":
+            return self.node("MatMul", rows, self.constant(matrix_HF))
         largest_F = np.abs(matrix_HF).max(0)
         scale_F = np.where(largest_F > 0, largest_F, 1).astype(np.float32) / np.float32(_STEPS)
         matrix = self.constant(np.rint(matrix_HF / scale_F), np.int8)
@@ -112,7 +117,7 @@ class _Graph:
             helper.make_tensor_value_info("slots", TensorProto.INT64, ["S"]),
         ]
         outputs = [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["B", config.dimension])]
-        graph = helper.make_graph(self._nodes, "int8", inputs, outputs, self._constants)
+        graph = helper.make_graph(self._nodes, self._engine, inputs, outputs, self._constants)
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_FUSED, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         return bytes(model.SerializeToString(deterministic=True))
