@@ -164,7 +164,7 @@ class Batcher:
         """
         ticket, metrics = Ticket(len(queries), self._loop, time.perf_counter() + remaining), self._metrics
         missing = []
-        tower = runtime.bundle.query_digest
+        tower = runtime.query_digest
         for place, query in enumerate(queries):
             key = tower, query
             embedding_D = self._cache.get(key)

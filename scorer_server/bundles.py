@@ -10,11 +10,13 @@ import weakref
 from pathlib import Path
 from typing import Protocol
 
+from scorer_server.settings import Settings
 from store.manifest import Manifest
 from twinbert.bundle import Bundle
 from twinbert.errors import MismatchError
 from twinbert.runtime import Runtime
 from twinbert.serving.log import event
+from twinbert.tuning import default_folder, kept
 
 # What warms the engine: lengths from one word to a long query.
 _WARM_QUERIES = tuple(" ".join(["warm"] * words) for words in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
@@ -37,14 +39,14 @@ class OneBundle:
 
     Args:
         path: the bundle's directory.
-        threads: threads that encode one batch.
+        settings: what encodes its queries.
 
     Raises:
         BundleError: the bundle is missing or damaged.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._bundle, self._threads = Bundle.open(path), threads
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._bundle, self._settings = Bundle.open(path), settings
         self._runtime: Runtime | None = None
 
     def runtime(self, manifest: Manifest) -> Runtime:
@@ -54,7 +56,7 @@ class OneBundle:
             models = f"generation {manifest.name} is meant for model {manifest.model}, served is {self._bundle.model}"
             event("serving_another_model", level=logging.WARNING, message=models)
         if self._runtime is None:
-            self._runtime = _warm(self._bundle, self._threads)
+            self._runtime = _warm(self._bundle, self._settings)
         return self._runtime
 
 
@@ -65,11 +67,11 @@ class BundleFolder:
 
     Args:
         path: a folder of bundle directories; it is looked into whenever a model is needed that is not loaded.
-        threads: threads that encode one batch.
+        settings: what encodes queries.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._path, self._threads = path, threads
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._path, self._settings = path, settings
         self._loaded: weakref.WeakValueDictionary[str, Runtime] = weakref.WeakValueDictionary()
 
     def runtime(self, manifest: Manifest) -> Runtime:
@@ -78,7 +80,7 @@ class BundleFolder:
         if runtime is None:
             bundle = Bundle.of_model(self._path, manifest.model)
             require_match(manifest, bundle)
-            runtime = self._loaded[manifest.model] = _warm(bundle, self._threads)
+            runtime = self._loaded[manifest.model] = _warm(bundle, self._settings)
         require_match(manifest, runtime.bundle)
         return runtime
 
@@ -93,8 +95,15 @@ def require_match(manifest: Manifest, bundle: Bundle) -> None:
         )
 
 
-def _warm(bundle: Bundle, threads: int) -> Runtime:
-    runtime = Runtime(bundle, towers=("query",), threads=threads)
+def _warm(bundle: Bundle, settings: Settings) -> Runtime:
+    if settings.engine == "auto":
+        choice, why = kept(bundle, settings.tuning or default_folder())
+        engine, threads = (choice.engine, choice.threads) if choice else ("float32", 1)
+    else:
+        engine, threads, why = settings.engine, 1, "set"
+    threads = settings.threads or threads
+    runtime = Runtime(bundle, towers=("query",), threads=threads, engine=engine)
     for query in _WARM_QUERIES:
         runtime.encode([query])
+    event("bundle_opened", model=bundle.model, engine=engine, threads=threads, why=why)
     return runtime

@@ -8,7 +8,7 @@ from prometheus_client import Gauge
 
 from twinbert.runtime import Floats
 
-# The digest of a query tower (`Bundle.query_digest`), and the exact text.
+# The digest of a query tower (`Runtime.query_digest`), and the exact text.
 Key = tuple[str, str]
 
 # What an entry takes beside its text and its numbers: three objects' headers and its place in the table.

@@ -90,16 +90,25 @@ class Metrics:
             registry=self.registry,
         )
         self.refused = {reason: refused.labels(reason) for reason in get_args(RefusalReason)}
-        self._generation = Info("twinbert_generation", "The current generation and model.", registry=self.registry)
+        self._generation = Info(
+            "twinbert_generation", "The current generation, model and engine.", registry=self.registry
+        )
         self._created = self._gauge(
             "twinbert_generation_created_timestamp_seconds", "When the current generation was published."
         )
         self._age = self._gauge("twinbert_generation_age_seconds", "Time since the current generation was published.")
 
-    def set_current(self, generation: Generation, model: str, held: int) -> None:
-        """Shows which generation is current."""
+    def set_current(self, generation: Generation, model: str, engine: str, held: int) -> None:
+        """Shows which generation is current, and what serves it."""
         manifest = generation.manifest
-        self._generation.info({"generation": generation.name, "model": model, "fingerprint": manifest.fingerprint})
+        self._generation.info(
+            {
+                "generation": generation.name,
+                "model": model,
+                "fingerprint": manifest.fingerprint,
+                "engine": engine,
+            }
+        )
         created = manifest.created_ms / 1000
         self._created.set(created)
         self._age.set_function(lambda: max(0.0, time.time() - created))

@@ -35,14 +35,14 @@ def serve(*, bundle: Path | None, bundles: Path | None, store: Path, listening: 
     sys.setswitchinterval(_SWITCH_SECONDS)
     metrics = Metrics()
     service = ScorerService(
-        Store(store), _bundles(bundle, bundles, settings.threads), settings, listening.message_bytes, metrics
+        Store(store), _bundles(bundle, bundles, settings), settings, listening.message_bytes, metrics
     )
     asyncio.run(run(service, listening, metrics.registry))
 
 
-def _bundles(bundle: Path | None, bundles: Path | None, threads: int) -> Bundles:
+def _bundles(bundle: Path | None, bundles: Path | None, settings: Settings) -> Bundles:
     if bundle and not bundles:
-        return OneBundle(bundle, threads)
+        return OneBundle(bundle, settings)
     if bundles and not bundle:
-        return BundleFolder(bundles, threads)
+        return BundleFolder(bundles, settings)
     raise UsageError("give either --bundle, or --bundles with a folder of several")

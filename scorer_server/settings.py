@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from twinbert.bundle import Engine
 
 
 def default_engines(workers: int = 1) -> int:
@@ -42,7 +45,10 @@ class Settings:
     Attributes:
         limits: what a request may ask for.
         engines: batches that are encoded at a time.
-        threads: threads that encode one batch. One query of a few tokens has no work for two: engines use cores better.
+        engine: what encodes queries; `auto` is what was kept for the bundle on this host, else float32.
+        threads: threads that encode one batch; None: those kept with `auto`, else one. One query of a few tokens has
+            no work for two: engines use cores better.
+        tuning: folder of what is kept for this host; None: `twinbert.tuning.default_folder`.
         queue: queries that may wait for an engine; more are refused with RESOURCE_EXHAUSTED.
         batch_tokens: tokens of one batch, estimated from the length of the text.
         cache_bytes: memory for the query cache; 0 turns it off.
@@ -64,7 +70,9 @@ class Settings:
 
     limits: Limits = field(default_factory=Limits)
     engines: int = field(default_factory=default_engines)
-    threads: int = 1
+    engine: Engine | Literal["auto"] = "float32"
+    threads: int | None = None
+    tuning: Path | None = None
     queue: int = 512
     batch_tokens: int = 1024
     cache_bytes: int = 64 << 20

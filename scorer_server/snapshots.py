@@ -240,8 +240,8 @@ class Snapshots:
             closing.add_done_callback(self._closing.discard)
 
     def _show(self) -> None:
-        current = self._current
-        self._metrics.set_current(current.generation, current.runtime.bundle.model, 1 + len(self._held))
+        current, runtime = self._current, self._current.runtime
+        self._metrics.set_current(current.generation, runtime.bundle.model, runtime.engine, 1 + len(self._held))
 
 
 def _forced(manifest: Manifest) -> bool:

@@ -6,6 +6,8 @@
                               attention_mask int64 [B, L] → embeddings float32 [B, D]
     crossing.cosine.onnx,     queries [Q, D], documents [N, D] float32, task int64 [N] → scores float32 [N]; one or both
     crossing.residual.onnx
+    query.float32.onnx,       the query tower for texts that are packed, if `bundle quantize` made it: its inputs are in
+    query.int8.onnx           `twinbert.model.packed`
     model.safetensors         the weights to train on from; not needed for serving
 
 Two digests name a bundle. `model` is the sha256 of bundle.json's bytes, and so of everything. `fingerprint` is the
@@ -19,9 +21,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from twinbert.errors import BundleError
 from twinbert.fields import Fields, parse_json
@@ -31,6 +32,9 @@ BUNDLE_JSON = "bundle.json"
 
 Tower = Literal["query", "document"]
 TOWERS: tuple[Tower, ...] = ("query", "document")
+Engine = Literal["float32", "int8"]
+"""What computes the query tower."""
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 _REMEDY = "copy or export the bundle again"
 _NAMES_SHOWN = 10
@@ -80,6 +84,7 @@ class Bundle:
         activation: what an embedding passes through last before it is normalised: `tanh` or `none`.
         towers: query and document tower.
         tokenizer: what both towers read.
+        packed: files of the query tower for packed texts, by engine; may be empty.
         crossings: by name: `cosine`, `residual`.
         default_crossing: the crossing of requests that name none.
         quality: what export measured: parity with torch, what each stored encoding costs.
@@ -95,6 +100,7 @@ class Bundle:
     activation: str
     towers: Mapping[Tower, TowerEntry]
     tokenizer: TokenizerEntry
+    packed: Mapping[Engine, str]
     crossings: Mapping[str, CrossingEntry]
     default_crossing: str
     quality: Mapping[str, Any]
@@ -133,15 +139,32 @@ class Bundle:
             raise BundleError(f"{bundle.path}: was replaced while it was opened; try again")
         return bundle
 
-    @cached_property
-    def query_digest(self) -> str:
-        """Of what shapes query embeddings, 64 hex digits: bundles that share it encode a query alike."""
-        tower = self.towers["query"]
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines that the bundle has a query tower for."""
+        return tuple(engine for engine in ENGINES if engine == "float32" or engine in self.packed)
+
+    def tower_file(self, tower: Tower, engine: Engine = "float32") -> str:
+        """Name of the file that computes a tower.
+
+        Raises:
+            BundleError: the bundle has no query tower for this engine.
+        """
+        if tower == "query" and engine in self.packed:
+            return self.packed[engine]
+        if tower == "query" and engine != "float32":
+            raise BundleError(
+                f"{self.path}: has no {engine} query tower; `twinbert bundle quantize` adds one to a copy"
+            )
+        return self.towers[tower].file
+
+    def query_digest(self, engine: Engine = "float32") -> str:
+        """Of what shapes query embeddings, 64 hex digits: bundles and engines that share it encode a query alike."""
         shaping = {
-            "query_onnx": self.sha256(tower.file),
+            "query_onnx": self.sha256(self.tower_file("query", engine)),
             "tokenizer": self.sha256(self.tokenizer.file),
             "kind": self.tokenizer.kind,
-            "max_tokens": tower.max_tokens,
+            "max_tokens": self.max_tokens("query"),
         }
         return _canonical_digest(shaping)
 
@@ -250,6 +273,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         return entry.choice("file", *digests)
 
     tokenizer = fields.fields("tokenizer")
+    packed = fields.mapping("packed", listed) if fields.has("packed") else {}
     towers = {
         name: TowerEntry(file=listed(entry), max_tokens=entry.count("max_tokens", most=_MOST_TOKENS))
         for name, entry in ((name, fields.fields("towers").fields(name)) for name in TOWERS)
@@ -267,6 +291,7 @@ def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle
         activation=fields.choice("activation", "tanh", "none"),
         towers=towers,
         tokenizer=TokenizerEntry(kind=tokenizer.text("kind"), file=listed(tokenizer)),
+        packed={engine: packed[engine] for engine in ENGINES if engine in packed},
         crossings=crossings,
         default_crossing=fields.choice("default_crossing", *crossings),
         quality=fields.values("quality", {}),  # while export measures it, there is none

@@ -63,9 +63,6 @@ def export(
         ExportError: the bundle cannot be written, or differs from the model by more than `PARITY_LIMIT`.
         BundleError: the tokenizer cannot be read.
     """
-    output = output.absolute()
-    if os.path.lexists(output):
-        raise UsageError(f"{output}: exists already; remove it or choose another output")
     calibration = calibration or {}
     if surplus := sorted(calibration.keys() - set(twin.config.crossings)):
         raise UsageError(f"calibration: names {surplus[0]}; the model has {', '.join(twin.config.crossings)}")
@@ -73,25 +70,40 @@ def export(
     twin = copy.deepcopy(twin).cpu().eval()
     for kind, fitted in calibration.items():
         twin.crossing(kind).calibrate(fitted)
-    building = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
-    try:
-        building.mkdir(parents=True)
-        _write_files(twin, building, tokenizer)
-        configuration = _configuration(twin, building, source=source, calibration=calibration)
+    with building(output) as directory:
+        _write_files(twin, directory, tokenizer)
+        configuration = _configuration(twin, directory, source=source, calibration=calibration)
         # The runtime that measures quality needs a bundle: this one is rewritten once its quality is known.
-        (building / BUNDLE_JSON).write_bytes(to_json(configuration))
-        configuration["quality"] = _quality(twin, Bundle.open(building, verify=False))
-        (building / BUNDLE_JSON).write_bytes(to_json(configuration))
-        for path in building.iterdir():
+        (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
+        configuration["quality"] = _quality(twin, Bundle.open(directory, verify=False))
+        (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
+    return Bundle.open(output)
+
+
+@contextlib.contextmanager
+def building(output: Path) -> Iterator[Path]:
+    """A new directory to make a bundle in: it becomes `output` in one step, durable, or vanishes with an error.
+
+    Raises:
+        UsageError: `output` exists.
+        ExportError: the bundle cannot be written.
+    """
+    output = output.absolute()
+    if os.path.lexists(output):
+        raise UsageError(f"{output}: exists already; remove it or choose another output")
+    directory = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+    try:
+        directory.mkdir(parents=True)
+        yield directory
+        for path in directory.iterdir():
             sync_file(path)
-        sync_directory(building)
-        building.rename(output)
+        sync_directory(directory)
+        directory.rename(output)
         sync_directory(output.parent)
     except OSError as error:
         raise ExportError(f"{output}: cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return Bundle.open(output)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _check_tokenizer(twin: TwinBert, path: Path) -> None:

@@ -1,10 +1,12 @@
-"""What a bundle loses against the model that it was made from, and against itself when its embeddings are stored.
+"""What a bundle loses against the model that it was made from, and against itself when its embeddings are stored or its
+queries are encoded by another engine.
 
 Shapes: Q queries, N documents or pairs, D dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,14 +73,51 @@ def encodings(runtime: Runtime) -> dict[str, dict[str, float]]:
             continue
         stored = codec(name, runtime.bundle.dimension, fixed_step=runtime.bundle.fixed_step)
         stored_QN = scores(stored.decode(*stored.encode(documents_ND)))
-        difference_QN = np.abs(stored_QN - exact_QN)
-        kept = [len(np.intersect1d(_best(a), _best(b))) / TOP for a, b in zip(stored_QN, exact_QN, strict=True)]
-        costs[name] = {
-            "score_largest": rounded(difference_QN.max()),
-            "score_mean": rounded(difference_QN.mean()),
-            "top10_overlap": round(float(np.mean(kept)), 3),
-        }
+        costs[name] = _score_costs(stored_QN, exact_QN)
     return costs
+
+
+def engine_costs(
+    runtime: Runtime, exact: Runtime, queries: Sequence[str], documents: Sequence[str]
+) -> dict[str, float]:
+    """What an engine costs against float32, over every pair of queries and documents, by the default crossing.
+
+    Args:
+        runtime: a bundle's query tower on the engine.
+        exact: both towers of the bundle in float32.
+        queries: texts that are not blank.
+        documents: the same.
+
+    Returns:
+        What `encodings` measures; the smallest and the mean cosine between a query's two embeddings; and `company`, the
+        largest difference between what the engine makes of a query alone and among all others.
+    """
+    embeddings_QD, exact_QD = runtime.encode(queries), exact.encode(queries)
+    alone_QD = np.concatenate([runtime.encode([query]) for query in queries])
+    documents_ND = exact.encode(documents, "document")
+    task_N = np.zeros(len(documents), dtype=np.int64)
+
+    def scores(encoded_QD: Floats) -> Floats:
+        return np.stack([exact.cross(query_D[None], documents_ND, task_N) for query_D in encoded_QD])
+
+    lengths_Q = np.linalg.norm(embeddings_QD, axis=1) * np.linalg.norm(exact_QD, axis=1)
+    cosine_Q = (embeddings_QD * exact_QD).sum(1) / lengths_Q
+    return {
+        **_score_costs(scores(embeddings_QD), scores(exact_QD)),
+        "cosine_smallest": round(float(cosine_Q.min()), 4),
+        "cosine_mean": round(float(cosine_Q.mean()), 4),
+        "company": _largest(alone_QD, embeddings_QD),
+    }
+
+
+def _score_costs(scores_QN: Floats, exact_QN: Floats) -> dict[str, float]:
+    difference_QN = np.abs(scores_QN - exact_QN)
+    kept = [len(np.intersect1d(_best(a), _best(b))) / TOP for a, b in zip(scores_QN, exact_QN, strict=True)]
+    return {
+        "score_largest": rounded(difference_QN.max()),
+        "score_mean": rounded(difference_QN.mean()),
+        "top10_overlap": round(float(np.mean(kept)), 3),
+    }
 
 
 @torch.inference_mode()

@@ -1,22 +1,24 @@
 """A bundle at work: text → token ids → embeddings → scores, with ONNX Runtime and without torch.
 
-Shapes: Q queries, N texts or pairs, B texts in one run, L tokens, D dimension.
+Shapes: Q queries, N texts or pairs, D dimension.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from twinbert.bundle import BUNDLE_JSON, Bundle, Tower
+from twinbert import processor
+from twinbert.bundle import BUNDLE_JSON, Bundle, Engine, Tower
 from twinbert.cosine import Cosine, Crossing
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
 from twinbert.fields import Fields
+from twinbert.runs import PACKED, PADDED, Run, packed, padded
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 
 # Its official builds report to their maker over the network, and keep an identifier in the home directory, unless this
@@ -29,13 +31,6 @@ __all__ = ["Floats", "Runtime", "TokenBatch"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-
-# Of a run's padding: a share of the tokens that it computes, or tokens in all, since another run costs as much as 12
-# tokens (MiniLM on one thread: 2.5 ms a run and 0.21 ms a token). So 2 to 16 queries of mixed lengths take 3 to 13 %
-# less time than with the share alone; by that cost they are within 2 % of the best division into runs.
-MAX_PADDING = 0.1
-FREE_PADDING = 12
-MAX_RUN_TOKENS = 1024  # more is no faster on a CPU
 
 # These share no base class.
 _LOAD_ERRORS = (
@@ -52,19 +47,33 @@ _LOAD_ERRORS = (
 class Runtime:
     """The towers and crossing layers of a bundle. Every method may be called from several threads at once.
 
+    Attributes:
+        bundle: what runs.
+        engine: what computes the query tower.
+        query_digest: of what shapes query embeddings: runtimes that share it encode a query alike.
+
     Args:
         bundle: what to run.
         towers: the towers to load; towers with the same weights are loaded once.
         threads: threads that compute one call. The calling thread is one of them.
+        engine: what computes the query tower. Documents are always encoded in float32.
 
     Raises:
-        BundleError: a file of the bundle cannot be loaded.
+        BundleError: a file of the bundle cannot be loaded, or it has no such engine.
     """
 
-    def __init__(self, bundle: Bundle, *, towers: Sequence[Tower] = ("query",), threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        towers: Sequence[Tower] = ("query",),
+        threads: int = 1,
+        engine: Engine = "float32",
+    ) -> None:
         if threads < 1:
             raise UsageError(f"threads is {threads}; at least one thread has to compute")
-        self.bundle = bundle
+        self.bundle, self.engine = bundle, engine
+        self.query_digest = bundle.query_digest(engine)
         sessions: dict[str, onnxruntime.InferenceSession] = {}  # by sha256
 
         def session(file: str) -> onnxruntime.InferenceSession:
@@ -74,16 +83,19 @@ class Runtime:
             return sessions[digest]
 
         kind, tokenizer = bundle.tokenizer.kind, bundle.file(bundle.tokenizer.file)
+        files = {tower: bundle.tower_file(tower, engine) for tower in towers}
         self._towers = {
             tower: _Tower(
                 tokenizer=open_tokenizer(kind, tokenizer, max_tokens=bundle.max_tokens(tower)),
-                session=session(bundle.towers[tower].file),
+                session=session(file),
+                runs=packed if tower == "query" and engine in bundle.packed else padded,
             )
-            for tower in towers
+            for tower, file in files.items()
         }
         crossings = {name: session(entry.file) for name, entry in bundle.crossings.items()}
         for tower, opened in self._towers.items():
-            _require(bundle, bundle.towers[tower].file, opened.session, {"input_ids", "attention_mask"}, "embeddings")
+            inputs = PACKED if opened.runs is packed else PADDED
+            _require(bundle, files[tower], opened.session, inputs, "embeddings")
         for name, crossing in crossings.items():
             _require(bundle, bundle.crossings[name].file, crossing, {"queries", "documents", "task"}, "scores")
         self._crossings = {name: _crossing(bundle, name, opened) for name, opened in crossings.items()}
@@ -99,16 +111,14 @@ class Runtime:
     def embed(self, tokens: TokenBatch, tower: Tower = "query") -> Floats:
         """Embeddings [N, D] of texts of any lengths, in their order.
 
-        Texts of like length share a run, in which at most a tenth of the tokens are padding, or as many as cost less
-        than another run. A text's embedding is the same in any company to about 1e-7: which kernels compute a matrix
-        product depends on its size.
+        Of what is computed at most a tenth is padding (`twinbert.runs`). A text's embedding is the same in any company:
+        by the int8 engine bit for bit, by float32 to about 1e-7, since which kernels compute a matrix product depends
+        on its size.
         """
-        session = self._tower(tower).session
+        opened = self._tower(tower)
         embeddings_ND = np.empty((len(tokens), self.bundle.dimension), dtype=np.float32)
-        for run in _runs(tokens.lengths):
-            input_ids, attention_mask_BL = tokens.take(run).padded()
-            feeds = {"input_ids": input_ids, "attention_mask": attention_mask_BL}
-            embeddings_ND[run] = session.run(["embeddings"], feeds)[0]
+        for texts, feeds in opened.runs(tokens):
+            embeddings_ND[texts] = opened.session.run(["embeddings"], feeds)[0]
         return embeddings_ND
 
     def encode(self, texts: Sequence[str], tower: Tower = "query") -> Floats:
@@ -148,6 +158,7 @@ class Runtime:
 class _Tower:
     tokenizer: Tokenizer
     session: onnxruntime.InferenceSession
+    runs: Callable[[TokenBatch], Iterator[Run]]
 
 
 def _require(bundle: Bundle, file: str, session: onnxruntime.InferenceSession, inputs: set[str], output: str) -> None:
@@ -197,6 +208,9 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     # Both keep memory for the largest run and for every shape seen; without them runs are as fast and memory is stable.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # Without VNNI int8 products are added in 16 bits, which overflow, unless this is set; with VNNI it only costs time.
+    if not processor.flags() & {"avx512_vnni", "avx_vnni"}:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # fatal only: errors are raised
     # A model can name other files that hold its weights, anywhere. None of ours does, and no checksum would cover them:
     # loaded from bytes, with nothing where such files would be, none is ever read.
@@ -205,18 +219,3 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except (OSError, *_LOAD_ERRORS) as error:
         raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from error
-
-
-def _runs(lengths_N: Ints) -> Iterator[Ints]:
-    """Splits texts into runs: the positions of texts of like length, shortest first."""
-    order_N = np.argsort(lengths_N, kind="stable")
-    start, tokens = 0, 0  # of the run being filled: where it starts in `order_N`, its tokens without padding
-    for stop, length in enumerate(lengths_N[order_N].tolist()):
-        computed = (stop + 1 - start) * length  # were this text in the run too
-        padding = computed - tokens - length
-        if stop > start and (computed > MAX_RUN_TOKENS or padding > max(MAX_PADDING * computed, FREE_PADDING)):
-            yield order_N[start:stop]
-            start, tokens = stop, 0
-        tokens += length
-    if len(order_N):
-        yield order_N[start:]

@@ -51,6 +51,7 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TWINBERT_ADDRESS": f"127.0.0.1:{ports['50051']}",
         "TWINBERT_METRICS_PORT": ports["9101"],
+        "XDG_STATE_HOME": str(tmp_path / "state"),
     }
     done = subprocess.run(
         ["bash", "-c", "\n".join(lines)],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,9 @@ D = 4
 class GatedRuntime:
     """Encodes a text as its length, once the gate is open; "broken" texts fail. Behind the interface of Runtime."""
 
-    bundle: Any = SimpleNamespace(query_digest="tower")
+    bundle: Any = None
+    engine = "float32"
+    query_digest = "tower"
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -270,7 +271,7 @@ def test_bundles_share_neither_batches_nor_embeddings() -> None:
     async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         runtimes: Any = runtime, GatedRuntime(), GatedRuntime(), GatedRuntime()
         _, other, alike, third = runtimes
-        other.bundle = SimpleNamespace(query_digest="other tower")
+        other.query_digest = "other tower"
         other.gate.set()
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
@@ -284,7 +285,7 @@ def test_bundles_share_neither_batches_nor_embeddings() -> None:
         assert [values(ticket) for ticket in mixed] == [[1]] * 3 + [[2]] * 3
         cached = [batcher.submit(texts, one).cached for one in (runtime, other, alike)]
         assert cached == [2, 2, 2]
-        third.bundle = SimpleNamespace(query_digest="third tower")
+        third.query_digest = "third tower"
         third.gate.set()
         new = batcher.submit(texts, third)
         await new.done

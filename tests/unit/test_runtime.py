@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twinbert import runs
 from twinbert import runtime as runtime_module
 from twinbert.bundle import BUNDLE_JSON, TOWERS, Bundle, Tower, to_json
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
@@ -54,30 +55,23 @@ def test_padding_does_not_change_an_embedding(tiny_bundle: Path) -> None:
 
 
 @given(st.lists(st.integers(1, 600), max_size=60))
-def test_runs_are_full_but_for_a_tenth(lengths: list[int]) -> None:
-    """Every text is in one run; a run is one text, or within its limit and padded by at most a tenth or 12 tokens."""
+def test_padding_is_at_most_a_tenth(lengths: list[int]) -> None:
+    """Every text is in one run; a run is one text, or within its limit; a tenth of all that is computed is padding."""
     lengths_N = np.array(lengths, dtype=np.int64)
-    runs = list(runtime_module._runs(lengths_N))
-    assert sorted(np.concatenate([*runs, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
-    for run in runs:
-        computed = len(run) * lengths_N[run].max()
-        assert computed - lengths_N[run].sum() <= max(0.1 * computed, 12)
-        assert computed <= runtime_module.MAX_RUN_TOKENS or len(run) == 1
+    split = runs.padded_runs(lengths_N)
+    assert sorted(np.concatenate([*split, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
+    computed = [len(run) * int(lengths_N[run].max()) for run in split]
+    assert sum(computed) - lengths_N.sum() <= 0.1 * sum(computed)
+    assert all(tokens <= runs.MAX_RUN_TOKENS or len(run) == 1 for tokens, run in zip(computed, split, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("lengths", "runs"), [([3, 6, 5, 8], 1), ([6, 7, 8, 9], 1), ([8, 9, 7, 9, 8, 9, 7, 9], 1), ([4, 60], 2)]
+    ("lengths", "count"),
+    [([5, 6], 1), ([4, 5], 1), ([3, 6], 2), ([8, 9, 7, 9, 8, 9, 7, 9], 1), ([20] * 20 + [21] * 20, 2), ([4, 60], 2)],
 )
-def test_a_few_short_texts_share_a_run(lengths: list[int], runs: int) -> None:
-    """Texts are together where another run would cost more than the padding that it saves, and only there."""
-    assert len(list(runtime_module._runs(np.array(lengths)))) == runs
-
-
-def test_many_texts_are_hardly_padded() -> None:
-    """Of what is computed for many texts at most a tenth is padding."""
-    lengths_N = np.array([*range(3, 260)] * 4)
-    computed = sum(len(run) * lengths_N[run].max() for run in runtime_module._runs(lengths_N))
-    assert computed - lengths_N.sum() <= 0.1 * computed
+def test_like_lengths_share_a_run(lengths: list[int], count: int) -> None:
+    """Texts are together where the padding is small and another run would cost more than it, and only there."""
+    assert len(runs.padded_runs(np.array(lengths))) == count
 
 
 def test_shared_towers_are_loaded_once(other_bundle: Path, tiny_bundle: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scorer_server.bundles import BundleFolder, OneBundle
+from scorer_server.settings import Settings
 from tests.bundles import retrained, variant
 from twinbert.bundle import BUNDLE_JSON, Bundle
 from twinbert.errors import BundleError, MismatchError
@@ -37,7 +38,7 @@ def meant_for(bundle: Bundle, **changes: str) -> Any:
 
 def test_each_generation_gets_the_bundle_of_its_model(folder: Path) -> None:
     """One that is there already is found, and so is one that is copied into the folder later."""
-    bundles, a, b = BundleFolder(folder, 1), Bundle.open(folder / "a"), Bundle.open(folder / "b")
+    bundles, a, b = BundleFolder(folder, Settings()), Bundle.open(folder / "a"), Bundle.open(folder / "b")
     shutil.move(folder / "b", folder.parent / "aside")
     assert bundles.runtime(meant_for(a)).bundle.path == a.path
     with pytest.raises(BundleError, match=rf"no bundle here is model {b.model}; there is a \({a.model[:12]}\)"):
@@ -48,7 +49,7 @@ def test_each_generation_gets_the_bundle_of_its_model(folder: Path) -> None:
 
 def test_a_bundle_is_loaded_once_and_given_up_with_its_last_user(folder: Path) -> None:
     """Generations of one model share what is loaded; when none is held any more, the memory is free."""
-    bundles, manifest = BundleFolder(folder, 1), meant_for(Bundle.open(folder / "a"))
+    bundles, manifest = BundleFolder(folder, Settings()), meant_for(Bundle.open(folder / "a"))
     first = bundles.runtime(manifest)
     assert bundles.runtime(manifest) is first
     gone = weakref.ref(first)
@@ -64,7 +65,7 @@ def test_a_bundle_is_verified_before_it_serves(folder: Path) -> None:
     content = bytearray((folder / "b" / "query.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "b" / "query.onnx").write_bytes(content)
-    bundles = BundleFolder(folder, 1)
+    bundles = BundleFolder(folder, Settings())
     with pytest.raises(BundleError, match=r"query.onnx: does not have the sha256"):
         bundles.runtime(b)
     bundles.runtime(meant_for(Bundle.open(folder / "a")))
@@ -75,7 +76,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(folder: Path) -> None:
     a, b = Bundle.open(folder / "a"), Bundle.open(folder / "b")
     wrong = meant_for(a, fingerprint=b.fingerprint)
     both = rf"has fingerprint {b.fingerprint}, bundle .*/a has {a.fingerprint}"
-    bundles = BundleFolder(folder, 1)
+    bundles = BundleFolder(folder, Settings())
     with pytest.raises(MismatchError, match=both):
         bundles.runtime(wrong)
     kept = bundles.runtime(meant_for(a))
@@ -83,12 +84,12 @@ def test_what_does_not_fit_is_refused_with_both_sides(folder: Path) -> None:
         bundles.runtime(wrong)
     assert kept.bundle.model == a.model
     with pytest.raises(MismatchError, match=both):
-        OneBundle(folder / "a", 1).runtime(meant_for(b))
+        OneBundle(folder / "a", Settings()).runtime(meant_for(b))
 
 
 def test_one_bundle_serves_every_model_of_its_fingerprint(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """That is what `--bundle` pins; the log says whose generation it is."""
-    one, a = OneBundle(folder / "a", 1), Bundle.open(folder / "a")
+    one, a = OneBundle(folder / "a", Settings()), Bundle.open(folder / "a")
     runtime = one.runtime(meant_for(a))
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING):
@@ -113,10 +114,10 @@ def test_a_folder_that_has_no_bundles_is_said(folder: Path, tmp_path: Path) -> N
 def test_query_digests_tell_query_towers_apart(tiny_bundle: Path, tmp_path: Path) -> None:
     """A new query tower, or length, has another; a new document tower, which no query is encoded by, does not."""
     a = Bundle.open(tiny_bundle)
-    assert Bundle.open(variant(tiny_bundle, tmp_path / "d", "document", retrained)).query_digest == a.query_digest
-    assert Bundle.open(variant(tiny_bundle, tmp_path / "q", "query", retrained)).query_digest != a.query_digest
+    assert Bundle.open(variant(tiny_bundle, tmp_path / "d", "document", retrained)).query_digest() == a.query_digest()
+    assert Bundle.open(variant(tiny_bundle, tmp_path / "q", "query", retrained)).query_digest() != a.query_digest()
     shutil.copytree(tiny_bundle, tmp_path / "l")
     configuration = json.loads((tmp_path / "l" / BUNDLE_JSON).read_text())
     configuration["towers"]["query"]["max_tokens"] -= 1
     (tmp_path / "l" / BUNDLE_JSON).write_text(json.dumps(configuration))
-    assert Bundle.open(tmp_path / "l").query_digest != a.query_digest
+    assert Bundle.open(tmp_path / "l").query_digest() != a.query_digest()

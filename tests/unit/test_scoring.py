@@ -30,7 +30,6 @@ class CrossingRuntime(GatedRuntime):
     bundle = SimpleNamespace(
         fingerprint="f" * 64,
         model="m" * 64,
-        query_digest="tower",
         dimension=D,
         default_crossing="cosine",
         crossings={"cosine": None},

@@ -1,7 +1,7 @@
 """The `twinbert` command: parses, calls, prints, and turns what goes wrong into one line and an exit code.
 
     scorer      score, retrieve          ask a running scorer
-    bundle      bundle import | show     make and read bundles
+    bundle      bundle import | show | quantize | tune    make and read bundles
     refresh     refresh                  make documents the next generation of a store
     serve       serve                    run a scorer
     encoder     encoder                  run an encoder

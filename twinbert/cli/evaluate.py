@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -16,49 +17,52 @@ if TYPE_CHECKING:
     from twinbert.training.evaluation import System
     from twinbert.training.recipe import Inputs, Recipe
 
+DocumentsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="More documents, without grades.")]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="Says what the data is where there is no run.")
 ]
 SplitOption = Annotated[Literal["test", "dev"], typer.Option("--split", help="Pairs to measure on.")]
 
 
-def _inputs(
+def inputs_of(
     *,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Graded pairs, as for `train run`.")
     ] = None,
     dev: Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to calibrate on.")] = None,
     test: Annotated[Path | None, typer.Option(metavar="FILE", help="Graded pairs to measure on.")] = None,
-    documents: Annotated[Path | None, typer.Option(metavar="FILE", help="More documents, without grades.")] = None,
 ) -> Inputs:
+    """Files of graded pairs, for `twinbert.cli.sharing.shares`."""
     from twinbert.training.recipe import Inputs
 
-    return Inputs(train=data, dev=dev, test=test, documents=documents)
+    return Inputs(train=data, dev=dev, test=test)
 
 
-@shares({"inputs": _inputs})
+@shares({"inputs": inputs_of})
 def baselines(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is there.")],
     *,
     inputs: Inputs,
+    documents: DocumentsOption = None,
 ) -> None:
     """Train what students are compared with: C-DSSM on the same pairs, and a cross-encoder of 3 layers."""
     from twinbert.training.recipe import followed, read
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
-    dataset = read(followed(run), inputs)
+    dataset = read(followed(run), dataclasses.replace(inputs, documents=documents))
     with reporting() as report:
         train_baselines(run, dataset, report)
 
 
-@shares({"inputs": _inputs})
+@shares({"inputs": inputs_of})
 def evaluate(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]…", help="Folders of runs; several are seeds of one recipe.")
     ] = None,
     *,
     inputs: Inputs,
+    documents: DocumentsOption = None,
     recipe: RecipeOption = None,
     split: SplitOption = "test",
     bundle: Annotated[
@@ -80,8 +84,8 @@ def evaluate(
     from twinbert.training.systems import TEACHER, of_bundle, systems
 
     more = list(map(_named, bundle or []))
-    followed = _recipe(recipe, runs or [])
-    dataset = read(followed, inputs)
+    followed = named_recipe(recipe, runs or [])
+    dataset = read(followed, dataclasses.replace(inputs, documents=documents))
     rows = list(systems(dataset, followed, runs or []))
     for name, directory in more:
         rows += of_bundle(name, directory)
@@ -100,7 +104,7 @@ def evaluate(
     typer.echo(table.to_markdown(), nl=False)
 
 
-@shares({"inputs": _inputs})
+@shares({"inputs": inputs_of})
 def parity(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a bundle.")],
     *,
@@ -122,7 +126,7 @@ def parity(
     from twinbert.training.systems import bundles_of, teacher_of
 
     alone = (run / BUNDLE_JSON).exists()
-    dataset = read(_recipe(recipe, [] if alone else [run]), inputs)
+    dataset = read(named_recipe(recipe, [] if alone else [run]), inputs)
     bundles = {run.name: run} if alone else bundles_of(run, student)
     scorer = None if alone else teacher_of(run)
     output.mkdir(parents=True, exist_ok=True)
@@ -138,7 +142,8 @@ def parity(
         one.check()
 
 
-def _recipe(name: str | None, runs: list[Path]) -> Recipe:
+def named_recipe(name: str | None, runs: list[Path]) -> Recipe:
+    """The recipe of runs, or else the one of this name."""
     from twinbert.training import recipe as recipes
 
     if runs:

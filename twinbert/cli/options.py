@@ -27,4 +27,10 @@ GenerationOption = Annotated[
     str, typer.Option("--generation", metavar="NAME", help="Generation to ask; by default the current one.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Deadline of a call.")]
+TuningOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuning", metavar="DIR", help="Where choices for this host are; by default $XDG_STATE_HOME/twinbert."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from twinbert.cli.listening import listening_of
-from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOption
+from twinbert.cli.options import SCORER_ADDRESS, SCORER_METRICS_PORT, StoreOption, TuningOption
 from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
@@ -49,7 +49,17 @@ def serve(
             help="Batches that a process encodes at a time; by default one a core, up to 4.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Threads that encode one batch.")] = 1,
+    engine: Annotated[
+        Literal["auto", "float32", "int8"],
+        typer.Option(help="What encodes queries; auto is what `twinbert bundle tune` kept on this host, else float32."),
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Threads that encode one batch; by default those kept, else one."
+        ),
+    ] = None,
+    tuning: TuningOption = None,
     queue: Annotated[
         int, typer.Option(metavar="N", min=1, max=1_000_000, help="Queries that may wait for an engine.")
     ] = 512,
@@ -128,7 +138,9 @@ def serve(
                 hits=max_hits,
             ),
             engines=engines or default_engines(),
+            engine=engine,
             threads=threads,
+            tuning=tuning,
             queue=queue,
             candidates=max_candidates_waiting,
             retrievals=max_retrievals,
