@@ -116,10 +116,9 @@ def _measure(bundle: Bundle, rounds: int) -> list[str]:
     times = {(system, load): np.empty(rounds) for system in systems for load in loads}
     for turn, (load, (queries, calls)), system in itertools.product(range(rounds), loads.items(), systems):
         times[system, load][turn] = _block(runtimes[system], queries, calls)
-    for system, threads in systems:
-        cells = [report.spread(1e3 * times[(system, threads), load]) for load in loads]
-        company = _company(runtimes[system, threads])
-        table.append(f"| {system} | {threads} | {company} | {' | '.join(cells)} |")
+    for system in systems:
+        cells = [report.spread(1e3 * times[system, load]) for load in loads]
+        table.append(f"| {system[0]} | {system[1]} | {_company(runtimes[system])} | {' | '.join(cells)} |")
     for engine, threads in itertools.product(ENGINES, THREADS):
         ratios = [report.spread(times[(PADDED, threads), load] / times[(engine, threads), load]) for load in loads]
         table.append(f"| {PADDED} ÷ {engine} | {threads} | | {' | '.join(ratios)} |")

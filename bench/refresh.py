@@ -42,7 +42,8 @@ from tests.servers import running
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.client import Deletion, Document, EncoderClient
 from twinbert.importing import import_bundle
-from twinbert.runtime import MAX_RUN_TOKENS, Runtime, TokenBatch
+from twinbert.runs import MAX_RUN_TOKENS
+from twinbert.runtime import Runtime, TokenBatch
 
 STEPS = ("rate", "million", "unchanged", "deltas")
 DOCUMENTS = 1_000_000

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,7 +44,7 @@ def percentile(seconds: Sequence[float], percent: float) -> float:
     return float(np.percentile(seconds, percent)) * 1e3
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> str:
     """Median, and the quartiles of its rounds."""
     low, middle, high = np.percentile(values, (25, 50, 75))
     return f"{middle:,.2f} ({low:,.2f} to {high:,.2f})"
