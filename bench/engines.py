@@ -105,8 +105,8 @@ def _measure(bundle: Bundle, rounds: int) -> list[str]:
     """The table of a bundle."""
     systems = list(itertools.product(SYSTEMS, THREADS))
     runtimes = {(PADDED, threads): Runtime(replace(bundle, packed={}), threads=threads) for threads in THREADS}
-    for engine, threads in itertools.product(ENGINES, THREADS):
-        runtimes[engine, threads] = Runtime(bundle, engine=engine, threads=threads)
+    for packed, threads in itertools.product(ENGINES, THREADS):
+        runtimes[packed, threads] = Runtime(bundle, engine=packed, threads=threads)
     words = 5 if bundle.tokenizer.kind == "wordpiece" else 4  # and [CLS] and [SEP]
     loads = {f"{count} equal": (_equal(words, count), CALLS[count]) for count in CALLS}
     loads |= {
@@ -116,12 +116,14 @@ def _measure(bundle: Bundle, rounds: int) -> list[str]:
     times = {(system, load): np.empty(rounds) for system in systems for load in loads}
     for turn, (load, (queries, calls)), system in itertools.product(range(rounds), loads.items(), systems):
         times[system, load][turn] = _block(runtimes[system], queries, calls)
-    for system in systems:
-        cells = [report.spread(1e3 * times[system, load]) for load in loads]
-        table.append(f"| {system[0]} | {system[1]} | {_company(runtimes[system])} | {' | '.join(cells)} |")
-    for engine, threads in itertools.product(ENGINES, THREADS):
-        ratios = [report.spread(times[(PADDED, threads), load] / times[(engine, threads), load]) for load in loads]
-        table.append(f"| {PADDED} ÷ {engine} | {threads} | | {' | '.join(ratios)} |")
+    for engine, threads in systems:
+        cells = [report.spread((1e3 * times[(engine, threads), load]).tolist()) for load in loads]
+        company = _company(runtimes[engine, threads])
+        table.append(f"| {engine} | {threads} | {company} | {' | '.join(cells)} |")
+    for faster, threads in itertools.product(ENGINES, THREADS):
+        ratios = [times[(PADDED, threads), load] / times[(faster, threads), load] for load in loads]
+        cells = [report.spread(ratio.tolist()) for ratio in ratios]
+        table.append(f"| {PADDED} ÷ {faster} | {threads} | | {' | '.join(cells)} |")
     return table
 
 

@@ -42,8 +42,7 @@ from tests.servers import running
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.client import Deletion, Document, EncoderClient
 from twinbert.importing import import_bundle
-from twinbert.runs import MAX_RUN_TOKENS
-from twinbert.runtime import Runtime, TokenBatch
+from twinbert.runtime import MAX_RUN_TOKENS, Runtime, TokenBatch
 
 STEPS = ("rate", "million", "unchanged", "deltas")
 DOCUMENTS = 1_000_000

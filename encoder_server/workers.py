@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store.documents import Batch
-from twinbert.runs import MAX_RUN_TOKENS
-from twinbert.runtime import Floats, Runtime, TokenBatch
+from twinbert.runtime import MAX_RUN_TOKENS, Floats, Runtime, TokenBatch
 
 
 class Workers:

@@ -18,7 +18,7 @@ from twinbert.bundle import BUNDLE_JSON, Bundle, Engine, Tower
 from twinbert.cosine import Cosine, Crossing
 from twinbert.errors import BundleError, CrossingMissingError, UsageError
 from twinbert.fields import Fields
-from twinbert.runs import PACKED, PADDED, Run, packed, padded
+from twinbert.runs import MAX_RUN_TOKENS, PACKED, PADDED, Run, packed, padded
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer
 
 # Its official builds report to their maker over the network, and keep an identifier in the home directory, unless this
@@ -27,7 +27,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-__all__ = ["Floats", "Runtime", "TokenBatch"]
+__all__ = ["MAX_RUN_TOKENS", "Floats", "Runtime", "TokenBatch"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
