@@ -62,7 +62,7 @@ def _overload(server: Server, caller: Caller, messages: Sequence[bytes], chance:
         require(median(refused) < 0.002, f"refusals take {1e3 * median(refused):.1f} ms on the server")
     mute = [one for one in told if one.code in _REFUSED and not one.says_when_to_retry and _LATE not in _message(one)]
     require(not mute, f"{len(mute)} refusals do not say when to try again, such as: {mute[:1]}")
-    best = 0.0
+    best = goodput[_FACTORS[0]]
     for factor, good in goodput.items():  # the larger load must not do worse; where the peak lies is for it to show
         require(good >= _LEAST * best, f"goodput falls to {good / best:.0%} at {factor:g} ×: {goodput}")
         best = max(best, good)
