@@ -85,7 +85,7 @@ def measure(
     threads: Sequence[int],
     callers: int,
     rounds: int = 5,
-    seconds: float = 0.3,
+    seconds: float = 0.2,
 ) -> list[Timing]:
     """Times every engine of a bundle with every number of threads, in turn so that all meet the same neighbours.
 
