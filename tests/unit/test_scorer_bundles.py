@@ -91,7 +91,7 @@ def test_one_bundle_serves_every_model_of_its_fingerprint(folder: Path, caplog: 
     """That is what `--bundle` pins; the log says whose generation it is."""
     one, a = OneBundle(folder / "a", Settings()), Bundle.open(folder / "a")
     runtime = one.runtime(meant_for(a))
-    assert caplog.messages == []
+    assert "serving_another_model" not in caplog.messages
     with caplog.at_level(logging.WARNING):
         assert one.runtime(meant_for(a, model="ab" * 32)) is runtime
     [record] = caplog.records
