@@ -38,7 +38,7 @@ from twinbert.model.twin import TwinBert
 from twinbert.tokenizer.triletter import RESERVED, TRIGRAMS, save_triletter
 
 CORPUS = 2000  # documents of the demo's
-ZIPF_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
+DIFFERENT_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
 
 # Of what int8 may cost in quality: an untrained tower has none to lose.
 _NO_LIMITS = ("--max-score-largest", "1", "--max-score-mean", "1", "--min-cosine", "-1", "--min-overlap", "0")
@@ -205,15 +205,21 @@ class Material:
     def workload(self, name: str, *, documents: int | None = None, tasks: int = 1) -> Path:
         """Uniform requests, of the corpus or of a random store of so many documents."""
         path = self.folder / f"workload-{name}-{documents}-{tasks}.json"
-        return path if path.exists() else uniform(QUERIES, self._ids(documents), tasks=tasks).save(path)
+        return path if path.exists() else uniform(self._queries, self._ids(documents), tasks=tasks).save(path)
 
     @cached_property
     def zipf_workload(self) -> Path:
-        """Requests of the corpus by Zipf's law: queries cut out of its texts, as long as those of `bench.queries`."""
-        bodies = [text.partition("\n")[2] for text in self.texts.values()]
-        queries = phrases(bodies, [len(query.split()) for query in QUERIES], ZIPF_QUERIES)
+        """Requests of the corpus by Zipf's law."""
         path = self.folder / "workload-zipf.json"
-        return zipf(queries, [*self.texts], requests=ZIPF_REQUESTS).save(path)
+        return zipf(self._queries, [*self.texts], requests=ZIPF_REQUESTS).save(path)
+
+    @cached_property
+    def _queries(self) -> list[str]:
+        """Queries cut out of the corpus's texts, as long as those of `bench.queries`: so many that hardly two of those
+        in flight are equal, which a scorer encodes once.
+        """
+        bodies = [text.partition("\n")[2] for text in self.texts.values()]
+        return phrases(bodies, [len(query.split()) for query in QUERIES], DIFFERENT_QUERIES)
 
     def _ids(self, documents: int | None) -> list[str]:
         if documents is None:
