@@ -18,12 +18,11 @@ import argparse
 import contextlib
 import gc
 import itertools
-import json
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,14 +67,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        text, figures = _measure(folder, arguments.rounds)
+        text = _measure(folder, arguments.rounds)
     print(text)
-    path = report.write("lookup", text)
-    path.with_suffix(".json").write_text(json.dumps({"figures": figures}, indent=2) + "\n")
-    print(f"written to {path} and .json")
+    print(f"written to {report.write('lookup', text)}")
 
 
-def _measure(folder: Path, rounds: int) -> tuple[str, dict[str, Any]]:
+def _measure(folder: Path, rounds: int) -> str:
     for corpus in (*LOOKUPS, *CROSSED):
         make(folder / corpus.name, corpus)
     gets, bundles = rows_by_id(folder / "gets", LOOKUPS[0]), {D: bundle(folder, D) for D in (128, 384)}
@@ -86,14 +83,15 @@ def _measure(folder: Path, rounds: int) -> tuple[str, dict[str, Any]]:
             before = _anonymous()
             generations[corpus] = stack.enter_context(opened(folder / corpus.name))
             memory[corpus] = (_anonymous() - before) / corpus.documents
-        lookups = _lookups(generations, gets, rounds)
+        asked = lookups({corpus: generations[corpus] for corpus in LOOKUPS}, gets)
+        found = timed(asked, rounds, ("hot", "cold", "busy"))
         crossings = _crossings(generations, bundles, rounds)
         answers = _answers(generations[CROSSED[0]], Runtime(bundles[384]), rounds)
     figures = {
-        "lookup_over_take": _ratio(lookups["hot"], f"lookup {LOOKUPS[0].name}", "take"),
-        "get_over_lookup": _ratio(lookups["hot"], "get", f"lookup {LOOKUPS[0].name}"),
-        "lookup_10m_over_1m": _ratio(lookups["hot"], f"lookup {LOOKUPS[4].name}", f"lookup {LOOKUPS[2].name}"),
-        "integer_10m_over_1m": _ratio(lookups["hot"], f"lookup {LOOKUPS[5].name}", f"lookup {LOOKUPS[3].name}"),
+        "lookup_over_take": _ratio(found["hot"], f"lookup {LOOKUPS[0].name}", "take"),
+        "get_over_lookup": _ratio(found["hot"], "get", f"lookup {LOOKUPS[0].name}"),
+        "lookup_10m_over_1m": _ratio(found["hot"], f"lookup {LOOKUPS[4].name}", f"lookup {LOOKUPS[2].name}"),
+        "integer_10m_over_1m": _ratio(found["hot"], f"lookup {LOOKUPS[5].name}", f"lookup {LOOKUPS[3].name}"),
         "graph_over_cosine_100": _ratio(crossings["hot"], "cosine by its graph, 100", "cosine, 100"),
         "graph_over_cosine_1000": _ratio(crossings["hot"], "cosine by its graph, 1000", "cosine, 1000"),
     }
@@ -107,7 +105,7 @@ def _measure(folder: Path, rounds: int) -> tuple[str, dict[str, Any]]:
         f"- memory beyond the maps (RssAnon) of an open generation of {LOOKUPS[-1].documents:,} documents, bytes a "
         f"document: {max(memory[LOOKUPS[-1]], memory[LOOKUPS[-2]]):.2f}",
         "",
-        *_table("µs", lookups),
+        *_table("µs", found),
         *_table("1 query × documents, µs", crossings),
         *_table("1 × 100 string ids, 384 float32, cosine, µs", answers),
         "| ratio of medians, by round: median (quartiles), hot | measured | wanted |",
@@ -115,13 +113,13 @@ def _measure(folder: Path, rounds: int) -> tuple[str, dict[str, Any]]:
         *(f"| {name} | {_cell(one)} | {wanted.get(name, '')} |" for name, one in figures.items()),
         "",
     ]
-    return "\n".join(lines), figures
+    return "\n".join(lines)
 
 
 Times = dict[str, dict[str, list[list[float]]]]  # by way and step, of each round
 
 
-def _timed(steps: Steps, rounds: int, ways: tuple[str, ...]) -> Times:
+def timed(steps: Steps, rounds: int, ways: tuple[str, ...]) -> Times:
     """Seconds of steps in turn; each is given something that was made for the call, before the caches are cold."""
     times: Times = {way: {name: [] for name in steps} for way in ways}
     for number, way in itertools.product(range(-1, rounds), ways):  # the first round only warms up
@@ -167,24 +165,25 @@ def _busy() -> Iterator[None]:
         thread.join()
 
 
-def _lookups(generations: dict[Corpus, Generation], gets: lmdb.Environment, rounds: int) -> Times:
-    random, first = np.random.default_rng(2), LOOKUPS[0]
+def lookups(generations: Mapping[Corpus, Generation], gets: lmdb.Environment) -> Steps:
+    """Lookups in generations, named `lookup` and the corpus; `take` and `get` of rows as long as the first one's."""
+    random, first = np.random.default_rng(2), next(iter(generations))
     rows_nD = random.standard_normal((first.documents, first.dimension), np.float32)
 
     def get(ids: list[str]) -> Floats:
-        with gets.begin() as transaction:
+        with gets.begin(buffers=True) as transaction:
             return np.stack([np.frombuffer(transaction.get(id_.encode(), b""), np.float32) for id_ in ids])
 
     def lookup(generation: Generation) -> Step:
         return lambda ids: generation.read(generation.locate(ids))
 
-    steps: Steps = {
+    made: Steps = {
         "take": (lambda: random.integers(0, first.documents, CANDIDATES), lambda rows: rows_nD.take(rows, axis=0)),
         "get": (lambda: first.ids(random), get),
     }
-    for corpus in LOOKUPS:
-        steps[f"lookup {corpus.name}"] = partial(corpus.ids, random), lookup(generations[corpus])
-    return _timed(steps, rounds, ("hot", "cold", "busy"))
+    for corpus, generation in generations.items():
+        made[f"lookup {corpus.name}"] = partial(corpus.ids, random), lookup(generation)
+    return made
 
 
 def _crossings(generations: dict[Corpus, Generation], bundles: dict[int, Bundle], rounds: int) -> Times:
@@ -196,7 +195,7 @@ def _crossings(generations: dict[Corpus, Generation], bundles: dict[int, Bundle]
     steps: Steps = {}
     for count in (100, 1000):
         steps |= _crossing_steps(generations, runtimes, graph, count)
-    return _timed(steps, rounds, ("hot", "cold"))
+    return timed(steps, rounds, ("hot", "cold"))
 
 
 def _crossing_steps(
@@ -254,7 +253,7 @@ def _answers(generation: Generation, runtime: Runtime, rounds: int) -> Times:
         "finish, once it is": (prepared, lambda answer: answer.finish((embedding_D,))),
         "count their ages": (finished, lambda answer: ages.observe(answer.times_F, 1_800_000_000_000)),
     }
-    return _timed(steps, rounds, ("hot", "cold"))
+    return timed(steps, rounds, ("hot", "cold"))
 
 
 def _table(what: str, times: Times) -> list[str]:

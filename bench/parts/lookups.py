@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from bench import lookups
+import numpy as np
+
+from bench import lookup
+from bench.corpora import CANDIDATES, Corpus, make, opened, rows_by_id
 from bench.findings import Findings, Table, ratios
 from bench.parts import Part
 from bench.run import FULL, Run
 
-_TITLES = {
-    "lookup": "ours: ids → rows → embeddings",
-    "take": "numpy take of rows in memory",
-    "get": "one LMDB get a document",
-}
-
 
 def measure(run: Run) -> Findings:
     """See the module."""
-    documents = run.effort.lookup_documents
+    corpus, folder = Corpus(run.effort.lookup_documents, 128), run.material.folder
     findings = Findings(
-        setting=f"{lookups.CANDIDATES} random string ids of {documents:,} documents, 128 dimensions as float32, in one "
-        "process, in a new order each round."
+        setting=f"{CANDIDATES} random string ids of {corpus.documents:,} documents, {corpus.dimension} dimensions as "
+        "float32, one after the other in one process."
     )
-    medians = lookups.measure(run.material, documents, run.effort.rounds)
+    make(folder / corpus.name, corpus)
+    with opened(folder / corpus.name) as generation, rows_by_id(folder / "gets", corpus) as gets:
+        hot = lookup.timed(lookup.lookups({corpus: generation}, gets), run.effort.rounds, ("hot",))["hot"]
+    medians = {name: [1e6 * float(np.median(seconds)) for seconds in rounds] for name, rounds in hot.items()}
+    ours, take, get = medians[f"lookup {corpus.name}"], medians["take"], medians["get"]
+    titles = {
+        "ours: ids → rows → embeddings": ours,
+        "numpy take of rows in memory": take,
+        "one LMDB get a document": get,
+    }
     table = Table(title="µs: medians (quartiles) over rounds", header=["what", "p50", "÷ take"])
-    for name, title in _TITLES.items():
-        table.add(title, medians[name], ratios(medians[name], medians["take"]))
+    for title, times in titles.items():
+        table.add(title, times, ratios(times, take))
     findings.tables.append(table)
-    if documents == FULL.lookup_documents:
-        for key, over, under in (("lookup_over_take", "lookup", "take"), ("get_over_lookup", "get", "lookup")):
-            findings.figure(key, ratios(medians[over], medians[under]), f"{_TITLES[over]} ÷ {_TITLES[under]}")
+    if corpus.documents == FULL.lookup_documents:
+        first, second, third = titles
+        findings.figure("lookup_over_take", ratios(ours, take), f"{first} ÷ {second}")
+        findings.figure("get_over_lookup", ratios(get, ours), f"{third} ÷ {first}")
     return findings
 
 
