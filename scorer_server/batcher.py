@@ -24,16 +24,12 @@ from typing import Self
 import numpy as np
 
 from scorer_server.cache import Key, QueryCache
-from scorer_server.cost import BatchCost
+from scorer_server.cost import CAUTION, BatchCost, Lateness
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
 from twinbert.serving.tracing import current_trace
-
-# Half of the batches take longer than expected. Who is refused has cost nothing; who is late has cost the engine what
-# another would have had, and a full queue is late as a whole.
-_CAUTION = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +77,15 @@ class Ticket:
         encode_s: encoding them, in seconds.
         cached: how many of its queries came from the cache.
         expires: when nobody waits for it any more (perf_counter).
+        expected_s: seconds it was let in for, by an estimate; 0: it found an engine idle, or waits for others' queries.
     """
 
-    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop, expires: float = math.inf) -> None:
+    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop, lateness: Lateness, expires: float) -> None:
         self.embeddings: list[Floats | None] = [None] * queries
         self.done: asyncio.Future[None] = loop.create_future()
         self.queue_s = self.tokenize_s = self.encode_s = 0.0
-        self.cached, self.expires = 0, expires
+        self.cached, self.expires, self.expected_s = 0, expires, 0.0
+        self._lateness = lateness
         self._submitted, self._trace = time.perf_counter(), current_trace()
         self._missing = queries
 
@@ -97,6 +95,9 @@ class Ticket:
     def __exit__(self, *_: object) -> None:
         """From here on nobody waits: queries wanted by no other ticket are dropped when their turn comes."""
         self.done.cancel()
+        now = time.perf_counter()
+        if self.expected_s and (not self._missing or now > self.expires):  # else its caller gave it up before
+            self._lateness.observe(self.expected_s, now - self._submitted)
 
     def looked_up(self) -> None:
         """The cache was asked."""
@@ -135,6 +136,7 @@ class Batcher:
 
     Attributes:
         cost: what batches cost here.
+        lateness: how much later answers are than expected.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -144,7 +146,7 @@ class Batcher:
         self._waiting_tokens = 0  # of the queue
         self._in_flight: dict[Key, _Pending] = {}
         self._idle = settings.engines
-        self.cost = BatchCost()
+        self.cost, self.lateness = BatchCost(), Lateness()
         self._ends: dict[int, float] = {}  # of the batches at work, by identity: when they should be done
         self._executor = ThreadPoolExecutor(settings.engines, "encode")
         self._loop = asyncio.get_running_loop()
@@ -162,7 +164,8 @@ class Batcher:
             QueueFullError: too many queries are waiting already; says when to try again.
             DeadlineError: they would not be encoded in time; says when to try again.
         """
-        ticket, metrics = Ticket(len(queries), self._loop, time.perf_counter() + remaining), self._metrics
+        metrics = self._metrics
+        ticket = Ticket(len(queries), self._loop, self.lateness, time.perf_counter() + remaining)
         missing = []
         tower = runtime.query_digest
         for place, query in enumerate(queries):
@@ -174,7 +177,7 @@ class Batcher:
                 ticket.fill(place, embedding_D)
         ticket.cached = len(queries) - len(missing)
         ticket.looked_up()
-        self._admit({key for _, key in missing}, runtime, remaining)
+        ticket.expected_s = self._admit({key for _, key in missing}, runtime, remaining)
         metrics.queries.inc(len(queries))
         metrics.cache_hits.inc(ticket.cached)
         metrics.cache_misses.inc(len(missing))
@@ -187,12 +190,16 @@ class Batcher:
         """Ends the engines; nothing may be waiting."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _admit(self, keys: set[Key], runtime: Runtime, remaining: float) -> None:
-        """Raises unless there is room for queries that are not in the cache, and time. Who finds an engine idle is let
-        in, whatever the estimate: so it is put right.
+    def _admit(self, keys: set[Key], runtime: Runtime, remaining: float) -> float:
+        """Raises unless there is room for queries that are not in the cache, and time; returns the seconds expected.
+
+        Who is refused has cost nothing; who is late has cost the engine what another would have had, and a full queue
+        is late as a whole: so an estimate counts by as much more as the latest were too low. Who finds an engine idle
+        is let in, whatever the estimate, and so it is put right: 0 is expected of it.
         """
+        caution = self.lateness.factor
         tokens = [_tokens(key, runtime) for key in keys if key not in self._in_flight]
-        if len(self._queue) + len(tokens) > self._settings.queue or _CAUTION * self._wait_s(tokens) > remaining:
+        if len(self._queue) + len(tokens) > self._settings.queue or caution * self._wait_s(tokens) > remaining:
             self._purge()
         if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
             raise QueueFullError(
@@ -201,13 +208,15 @@ class Batcher:
                 what="queries",
             )
         wait_s = self._wait_s(tokens)
-        if keys and (remaining <= 0 or (tokens and not self._idle and _CAUTION * wait_s > remaining)):
+        waits = bool(tokens) and not self._idle
+        if keys and (remaining <= 0 or (waits and caution * wait_s > remaining)):
             raise DeadlineError(
-                f"encoding would take {1000 * wait_s:.0f} ms with what is waiting, and the call has "
+                f"encoding may take {1000 * caution * wait_s:.0f} ms with what is waiting, and the call has "
                 f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
                 self._retry_s(),
                 what="deadline",
             )
+        return wait_s if waits else 0.0
 
     def _retry_s(self) -> float:
         """When what waits now is done; nobody need come back at once."""
@@ -281,7 +290,7 @@ class Batcher:
 
     def _end(self, tokens: int) -> float:
         """When a batch of so many tokens that begins now is surely ready (perf_counter)."""
-        return time.perf_counter() + _CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
+        return time.perf_counter() + CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
 
     def _purge(self) -> None:
         """Drops what nobody waits for from the whole queue."""

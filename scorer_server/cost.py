@@ -1,4 +1,4 @@
-"""What encoding a batch costs, learned from the batches that were encoded."""
+"""What encoding a batch costs, and how much later than that answers are: both learned from those before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import math
 
 # Of the weight of what was learned, with each batch: some twenty batches count.
 _KEPT = 0.95
+
+# Half of the batches take longer than expected.
+CAUTION = 1.25
+_MOST_CAUTION = 4.0
+
+# Of the answers, this share may be later than the estimate times the factor; and how fast that is learned.
+_LATE = 0.05
+_STEP = 0.1
 
 
 class BatchCost:
@@ -41,3 +49,24 @@ class BatchCost:
     def seconds(self, tokens: int, batch_tokens: int) -> float:
         """What so many tokens cost in batches of at most `batch_tokens`."""
         return math.ceil(tokens / batch_tokens) * self.fixed_s + tokens * self.token_s
+
+
+class Lateness:
+    """By what factor answers are later than estimated: all but one in twenty are within it.
+
+    Batches take longer while others, refusals and callers want the same cores, and an answer has yet to be crossed,
+    written and read. A quantile by stochastic approximation (Robbins and Monro, 1951), in logarithms: one that is late
+    raises the factor as much as nineteen that are not lower it.
+
+    Attributes:
+        factor: between `CAUTION` and 4.
+    """
+
+    def __init__(self) -> None:
+        self.factor = CAUTION
+
+    def observe(self, expected_s: float, passed_s: float) -> None:
+        """An answer that was expected after so many seconds took so many."""
+        late = passed_s > self.factor * expected_s
+        self.factor *= math.exp(_STEP * ((1 - _LATE) if late else -_LATE))
+        self.factor = min(max(CAUTION, self.factor), _MOST_CAUTION)

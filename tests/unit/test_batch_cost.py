@@ -1,4 +1,4 @@
-"""What batches cost, as learned from batches."""
+"""What batches cost, and how late answers are, as learned from those before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from scorer_server.cost import BatchCost
+from scorer_server.cost import CAUTION, BatchCost, Lateness
 
 BATCH = 1024
 
@@ -53,3 +53,24 @@ def test_an_estimate_is_never_negative() -> None:
         cost.observe(tokens, seconds)
         assert cost.fixed_s >= 0
         assert cost.token_s >= 0
+
+
+def test_an_estimate_is_stretched_until_nineteen_answers_of_twenty_are_within_it() -> None:
+    """Answers that come between once and thrice after what was expected are expected after nearly three times it."""
+    lateness, noise = Lateness(), random.Random(5)
+    factors = []
+    for _ in range(3000):
+        lateness.observe(0.1, 0.1 * noise.uniform(1, 3))
+        factors.append(lateness.factor)
+    assert 2.7 < sum(factors[1000:]) / 2000 < 3.0
+
+
+def test_answers_in_time_bring_the_caution_back() -> None:
+    """However late answers were, the factor stays bounded, and returns when a few hundred were in time."""
+    lateness = Lateness()
+    for _ in range(100):
+        lateness.observe(0.1, 100.0)
+    assert lateness.factor == 4
+    for _ in range(300):
+        lateness.observe(0.1, 0.1)
+    assert lateness.factor == CAUTION

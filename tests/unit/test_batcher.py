@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scorer_server.batcher import Batcher, Ticket
+from scorer_server.cost import CAUTION
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
 from twinbert.errors import DeadlineError, QueueFullError
@@ -226,6 +227,26 @@ def test_an_estimate_that_was_too_high_is_put_right() -> None:
         for number in range(200):
             await batcher.submit([f"{number}"], runtime, remaining=5).done
         assert batcher.cost.seconds(2, 1024) < 1
+
+    run(test)
+
+
+def test_answers_that_came_late_make_it_more_careful() -> None:
+    """Who waits, and is answered far later than was estimated, counts for those who ask next; who found an engine idle,
+    or gave up before, does not.
+    """
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=1e-6)
+        with batcher.submit(["idle"], runtime) as first:
+            await started(runtime, 1)
+            with batcher.submit(["given up"], runtime):
+                pass
+            assert batcher.lateness.factor == CAUTION
+            with batcher.submit(["waits"], runtime) as second:
+                runtime.gate.set()
+                await asyncio.gather(first.done, second.done)
+        assert batcher.lateness.factor > CAUTION
 
     run(test)
 
