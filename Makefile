@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/python -m demo.run $(if $(KEEP),--keep)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: setup protos-check
 	$(BIN)/ruff format --check .

@@ -1,7 +1,9 @@
-"""Bundles that the whole suite uses: tiny, seeded, and made by the real export."""
+"""Bundles that the whole suite uses: tiny, seeded, and made by the real export; and what tests leave behind."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,17 @@ from tests.bundles import save_tokenizer, tiny_tower
 from twinbert.export import export
 from twinbert.model.config import TwinConfig
 from twinbert.model.twin import TwinBert
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What servers and commands that run in this process do to logging ends with their test."""
+    loggers = logging.getLogger(), logging.getLogger("twinbert")
+    before = [(logger, logger.level, [*logger.handlers]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Waits, after a command that was put into the background, until its port answers.
@@ -27,6 +29,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.timeout(300)  # a minute alone
 def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     """Every `sh` and `python` block, in order, as one script in an empty folder, on free ports."""
     ports = {port: str(free_port()) for port in ("50051", "50052", "9101", "9102")}

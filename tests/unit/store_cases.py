@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,3 +257,24 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a store but its locks, by relative path."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, COMPACTION))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def bytecodes(call: Callable[[], object]) -> int:
+    """How many Python instructions a call executes, without those of finalisers that a collection would run in it."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    gc.disable()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+        gc.enable()
+    return count

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from store_cases import (
     Deletion,
     Document,
     assert_holds,
+    bytecodes,
     change,
     data_file,
     delta,
@@ -335,22 +334,3 @@ def test_lookups_among_many_segments(store: Store) -> None:
     assert len(store.manifest(store.current()).segments) == 6
     assert alone[0] < two[0] == six[0] < 3 * alone[0]
     assert six[1] - two[1] < 4 * 200
-
-
-def bytecodes(call: Callable[[], object]) -> int:
-    """How many Python instructions a call executes."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count

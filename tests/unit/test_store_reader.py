@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from store_cases import add, batch_of, documents, embeddings, holds, refresh, writer
+from store_cases import add, batch_of, bytecodes, documents, embeddings, holds, refresh, writer
 
 from store.documents import Batch
 from store.errors import GivenUpError
@@ -46,25 +44,6 @@ def some_ids(generation: Generation, count: int) -> Any:
     if generation.manifest.id_type == "integer":
         return places.astype(U64)
     return [f"document-{place}" for place in places.tolist()]
-
-
-def bytecodes(call: Callable[[], object]) -> int:
-    """How many Python instructions a call executes."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def test_an_open_generation_is_its_maps(large: Store) -> None:
