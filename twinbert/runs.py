@@ -8,8 +8,7 @@ Shapes: N texts, B of them in a run, L tokens, S tokens of a run in all, W place
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,6 @@ RUN_TOKENS = 12
 # what a text of one token costs at a width of 512; and most queries' lengths then share a run.
 PLACES = 8
 
-_ONE = np.zeros(1, dtype=np.int64)
-
 
 def padded(tokens: TokenBatch) -> Iterator[Run]:
     """Runs of texts of like length, shortest first."""
@@ -43,9 +40,6 @@ def padded(tokens: TokenBatch) -> Iterator[Run]:
 
 def packed(tokens: TokenBatch) -> Iterator[Run]:
     """Runs of texts with as many places; within a run, in their order."""
-    if len(tokens) == 1:
-        yield _ONE, {"input_ids": tokens.ids[0], **_alone(len(tokens.ids[0]))}
-        return
     lengths_N = tokens.lengths
     places_N = -(-lengths_N // PLACES) * PLACES
     for width in np.unique(places_N).tolist():
@@ -53,8 +47,7 @@ def packed(tokens: TokenBatch) -> Iterator[Run]:
         most = max(1, MAX_RUN_TOKENS // width)
         for start in range(0, len(texts_N), most):
             texts = texts_N[start : start + most]
-            ids = _joined([tokens.ids[text] for text in texts])
-            yield texts, {"input_ids": ids, **_places(lengths_N[texts], width)}
+            yield texts, _pack([tokens.ids[text] for text in texts], lengths_N[texts], width)
 
 
 def padded_runs(lengths_N: Ints) -> list[Ints]:
@@ -63,8 +56,6 @@ def padded_runs(lengths_N: Ints) -> list[Ints]:
     Starts from texts of equal length, and joins the neighbours that it costs the least, while a run less saves more and
     the padding of all runs stays a tenth.
     """
-    if len(lengths_N) == 1:
-        return [_ONE]
     order_N = np.argsort(lengths_N, kind="stable")
     runs: list[Ints] = []
     lengths, starts, counts = np.unique(lengths_N[order_N], return_index=True, return_counts=True)
@@ -90,32 +81,18 @@ def padded_runs(lengths_N: Ints) -> list[Ints]:
     return runs
 
 
-def _joined(ids: list[Ints]) -> Ints:
-    """Texts one behind another."""
-    if ids[0].ndim > 1:
-        trigrams = max(word_LT.shape[1] for word_LT in ids)
-        ids = [np.pad(word_LT, ((0, 0), (0, trigrams - word_LT.shape[1]))) for word_LT in ids]
-    return np.concatenate(ids)
-
-
-def _places(lengths_B: Ints, width: int) -> dict[str, npt.NDArray[np.integer]]:
-    """Where the tokens of packed texts are."""
+def _pack(ids: list[Ints], lengths_B: Ints, width: int) -> dict[str, npt.NDArray[np.integer]]:
     place_W = np.arange(width)
     real_BW = place_W < lengths_B[:, None]
     starts_B = np.cumsum(lengths_B) - lengths_B
     slots_S = np.flatnonzero(real_BW)
+    if ids[0].ndim > 1:
+        trigrams = max(word_LT.shape[1] for word_LT in ids)
+        ids = [np.pad(word_LT, ((0, 0), (0, trigrams - word_LT.shape[1]))) for word_LT in ids]
     return {
+        "input_ids": np.concatenate(ids),
         "positions": slots_S % width,
         "places": starts_B[:, None] + np.where(real_BW, place_W, 0),
         "mask": real_BW.astype(np.int32),
         "slots": slots_S,
     }
-
-
-@functools.lru_cache(maxsize=512)
-def _alone(length: int) -> Mapping[str, npt.NDArray[np.integer]]:
-    """`_places` of one text. Most queries come alone, and with cold caches a dozen numpy calls take 0.2 ms."""
-    places = _places(np.array([length]), -(-length // PLACES) * PLACES)
-    for array in places.values():
-        array.flags.writeable = False  # several threads share them
-    return places
