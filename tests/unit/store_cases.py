@@ -20,7 +20,7 @@ from store.changes import Clash
 from store.delta import DeltaWriter
 from store.documents import Batch
 from store.encoding import Floats
-from store.format import COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
+from store.format import BUILDING, COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
 from store.reader import Generation
 from store.store import Store
 from store.writer import Writer, digests
@@ -251,6 +251,11 @@ def forge(store: Store, change: Callable[[dict[str, Any]], object], *, number: i
     (store.path / GENERATIONS / f"{name}.json").write_bytes(content)
     (store.path / CURRENT).write_text(f"{name}\n")
     return name
+
+
+def builds(store: Store) -> list[Path]:
+    """The interrupted builds that are there."""
+    return list((store.path / BUILDING).iterdir())
 
 
 def tree(folder: Path) -> dict[str, bytes]:
