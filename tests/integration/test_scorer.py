@@ -52,11 +52,6 @@ def stub(server: Server) -> Iterator[scorer_pb2_grpc.ScorerServiceStub]:
         yield scorer_pb2_grpc.ScorerServiceStub(channel)
 
 
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Runtime:
-    return Runtime(Bundle.open(tiny_bundle), towers=("query", "document"))
-
-
 def one_task(query: str, *ids: str) -> pb.ScoreRequest:
     return pb.ScoreRequest(tasks=[pb.ScoreTask(query=query, document_ids=ids)])
 
