@@ -39,7 +39,7 @@ BAD_REQUESTS = {
     ),
     "too many candidates": (one_task("q", *["d1"] * 10_001), "tasks", "10,000"),
     "unknown crossing": (
-        pb.ScoreRequest(tasks=[pb.ScoreTask(query="q", document_ids=["d1"])], crossing=7),  # type: ignore[arg-type]
+        pb.ScoreRequest(tasks=[pb.ScoreTask(query="q", document_ids=["d1"])], crossing=7),  # type: ignore[arg-type]  # of the future
         "crossing",
         "7",
     ),
