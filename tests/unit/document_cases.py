@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 
 GOOD = b'{"id": "a", "text": "one"}\n'
+GZIPPED = gzip.compress(GOOD, mtime=0)  # no time of day: it is in the names of tests, which every process must agree on
 RawDocument = tuple[str | int, str, int | None]  # id, text, Unix seconds
 
 

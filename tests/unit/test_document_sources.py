@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_cases import GOOD, jsonl_bytes, read, read_bytes
+from document_cases import GOOD, GZIPPED, jsonl_bytes, read, read_bytes
 
 from encoder_server.documents import Document, DocumentSource, Rejection
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("docs", GOOD), ("docs.dat", gzip.compress(GOOD)), ("docs.txt", b"id\ttext\na\tone\n"), ("x.JSONL", GOOD)],
+    [("docs", GOOD), ("docs.dat", GZIPPED), ("docs.txt", b"id\ttext\na\tone\n"), ("x.JSONL", GOOD)],
 )
 def test_format_is_told_by_content_where_the_name_does_not(tmp_path: Path, name: str, content: bytes) -> None:
     """A single file of any name is read if its first bytes tell the format; gzip is told by its bytes alone."""
@@ -86,7 +86,7 @@ print(source.bytes_read, source.total_bytes, sorted({"numpy", "grpc", "pyarrow"}
 
 
 @pytest.mark.parametrize("path", ["-", "/dev/stdin"])
-@pytest.mark.parametrize("content", [GOOD, gzip.compress(GOOD), b"id\ttext\na\tone\n"], ids=["jsonl", "gzip", "tsv"])
+@pytest.mark.parametrize("content", [GOOD, GZIPPED, b"id\ttext\na\tone\n"], ids=["jsonl", "gzip", "tsv"])
 def test_streams_are_read_once(path: str, content: bytes) -> None:
     """Standard input and pipes are read, their size unknown, and no heavy library is imported for it."""
     process = subprocess.Popen(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_cases import GOOD, Settings, jsonl_bytes, read, read_bytes, read_table
+from document_cases import GOOD, GZIPPED, Settings, jsonl_bytes, read, read_bytes, read_table
 
 from encoder_server.documents import Document, DocumentSource
 from twinbert.errors import UsageError
@@ -28,8 +28,8 @@ from twinbert.errors import UsageError
         ("a", b"", {}, "it is empty"),
         ("a.parquet", b"PAR1 and no more", {}, "no Parquet file, or a damaged one"),
         ("a.parquet", b"", {}, "no Parquet file, or a damaged one"),
-        ("a.jsonl.gz", gzip.compress(GOOD)[:-9], {}, "cannot be read to its end, so nothing was published"),
-        ("a.jsonl.gz", gzip.compress(GOOD)[:-8] + b"12345678", {}, "cannot be read to its end"),
+        ("a.jsonl.gz", GZIPPED[:-9], {}, "cannot be read to its end, so nothing was published"),
+        ("a.jsonl.gz", GZIPPED[:-8] + b"12345678", {}, "cannot be read to its end"),
         ("a.jsonl", GOOD, {"format": "csv"}, 'the format "csv" is unknown: give one of auto, jsonl, tsv, parquet'),
         ("a.jsonl", GOOD, {"id_type": "uuid"}, 'the id type "uuid" is unknown: give one of auto, string, integer'),
         ("a.jsonl", GOOD, {"text_columns": []}, "no text column is named"),
@@ -47,7 +47,13 @@ def test_bad_file_is_refused_at_once(
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl", b""), ("a.jsonl", b"\n\n"), ("a.tsv", b""), ("a.tsv", b"id\ttext\n"), ("a.jsonl", gzip.compress(b""))],
+    [
+        ("a.jsonl", b""),
+        ("a.jsonl", b"\n\n"),
+        ("a.tsv", b""),
+        ("a.tsv", b"id\ttext\n"),
+        ("a.jsonl", gzip.compress(b"", mtime=0)),
+    ],
 )
 def test_input_without_documents_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     """An input without a single line of a document is an error, not an empty corpus."""
