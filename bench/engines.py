@@ -19,17 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bench import report
+from bench.material import Material
 from twinbert.bundle import ENGINES, Bundle
-from twinbert.export import export
-from twinbert.importing import import_bundle
-from twinbert.model.config import TowerConfig, TwinConfig
-from twinbert.model.twin import TwinBert
 from twinbert.quantize import Limits, quantize
 from twinbert.runtime import Runtime
-from twinbert.tokenizer import TriLetter, save_triletter
 from twinbert.tuning import TYPICAL
 
 MINILM = "MiniLM 6 × 384"
@@ -76,29 +71,11 @@ def _bundles(folder: Path) -> dict[str, Bundle]:
         path = folder / name.replace(" ", "-")
         if not path.exists():
             with tempfile.TemporaryDirectory() as temporary:
-                source = Path(temporary) / "source"
-                bundle = import_bundle("all-minilm-l6-v2", source) if layers is None else _triletter(layers, source)
-                quantize(bundle, path, limits=_ANY_COST)
+                material = Material(Path(temporary))
+                source = material.minilm if layers is None else material.triletter(layers)
+                quantize(Bundle.open(source), path, limits=_ANY_COST)
         made[name] = Bundle.open(path)
     return made
-
-
-def _triletter(layers: int, output: Path) -> Bundle:
-    tower = TowerConfig(
-        vocabulary=TriLetter.vocabulary,
-        hidden=512,
-        layers=layers,
-        heads=8,
-        feed_forward=512,
-        positions=24,
-        embedding="trigrams",
-        projection=128,
-    )
-    torch.manual_seed(0)
-    twin = TwinBert(TwinConfig(query=tower, document=tower, shared=True, query_max_tokens=16, document_max_tokens=24))
-    tokenizer = output.with_name("tokenizer.json")
-    save_triletter(tokenizer)
-    return export(twin, output, tokenizer=tokenizer, source={"name": "random"})
 
 
 def _measure(bundle: Bundle, rounds: int) -> list[str]:

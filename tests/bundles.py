@@ -49,10 +49,10 @@ def save_tokenizer(path: Path) -> int:
     return len(vocabulary)
 
 
-def tiny_tower(vocabulary: int, **changes: object) -> TowerConfig:
+def tiny_tower(vocabulary: int, **changes: Any) -> TowerConfig:
     """A tower of 2 layers × 32, but for what is changed."""
-    parts = {"hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64, "positions": 64, **changes}
-    return TowerConfig(vocabulary=vocabulary, **parts)  # type: ignore[arg-type]
+    parts: dict[str, Any] = {"hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64, "positions": 64, **changes}
+    return TowerConfig(vocabulary=vocabulary, **parts)
 
 
 def tiny_twin(tokenizer: Path) -> TwinBert:

@@ -13,9 +13,11 @@ from torch import nn
 
 from tests import bundles
 from tests.bundles import save_tokenizer, tiny_tower
+from twinbert.bundle import TOWERS, Bundle
 from twinbert.export import export
 from twinbert.model.config import TwinConfig
 from twinbert.model.twin import TwinBert
+from twinbert.runtime import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,12 @@ def tiny_bundle(tiny_twin: TwinBert, tiny_tokenizer: Path, tmp_path_factory: pyt
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     export(tiny_twin, path, tokenizer=tiny_tokenizer, source={"name": "tiny"})
     return path
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_bundle: Path) -> Runtime:
+    """Both towers of `tiny_bundle`."""
+    return Runtime(Bundle.open(tiny_bundle), towers=TOWERS)
 
 
 @pytest.fixture(scope="session")

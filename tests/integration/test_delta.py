@@ -24,11 +24,6 @@ WORDS = ["red shoe", "blue boot", "green lamp", "glass table", "wood chair", "pa
 BASE = {f"d{number}": f"{WORDS[number % 6]} {number}" for number in range(60)}
 
 
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Runtime:
-    return Runtime(Bundle.open(tiny_bundle), towers=("query", "document"))
-
-
 @pytest.fixture
 def store(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A store of BASE."""

@@ -17,7 +17,6 @@ from google.rpc import error_details_pb2, status_pb2
 
 from store.store import Store
 from tests.servers import Server, running, twinbert, write_documents
-from twinbert.bundle import Bundle
 from twinbert.runtime import Runtime
 from twinbert.v1 import encoder_pb2 as pb
 from twinbert.v1 import encoder_pb2_grpc
@@ -28,11 +27,6 @@ TEXTS = {f"d{number}": f"{word} pizza {number}" for number, word in enumerate(["
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Runtime:
-    return Runtime(Bundle.open(tiny_bundle), towers=("query", "document"))
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from store.changes import Clash
 from store.delta import DeltaWriter
 from store.documents import Batch
 from store.encoding import Floats
-from store.format import COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
+from store.format import BUILDING, COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
 from store.reader import Generation
 from store.store import Store
+from store.verification import verify
 from store.writer import Writer, digests
 
 DIMENSION = 16
@@ -121,6 +122,14 @@ def refresh(store: Store, chosen: Sequence[Document], *, order: Sequence[int] = 
         with into.seal():
             pass
         return Refreshed(into.publish({}), encoded, into.duplicates)
+
+
+def three_generations(path: Path) -> Store:
+    """A store with three generations of 3, 4 and 5 documents."""
+    made = Store(path)
+    for count in (3, 4, 5):
+        refresh(made, documents(count))
+    return made
 
 
 def change(into: DeltaWriter, changes: Sequence[Document | Deletion]) -> list[str]:
@@ -229,10 +238,25 @@ def _step_of(encoding: tuple[str, bool], vectors_ND: Floats) -> npt.NDArray[np.f
     return steps[encoding]
 
 
+def manifest_path(store: Store, name: str) -> Path:
+    """A generation's manifest."""
+    return store.path / GENERATIONS / f"{name}.json"
+
+
+def segment_of(store: Store, name: str) -> str:
+    """The segment that a generation names."""
+    return store.manifest(name).segments[0].id
+
+
 def data_file(store: Store, name: str | None = None) -> Path:
     """The file of a generation's segment, ordinarily of the current one."""
     manifest = store.manifest(name or store.current())
     return store.path / SEGMENTS / manifest.segments[0].id / "data.mdb"
+
+
+def problems(store: Store, name: str | None = None) -> dict[str, str]:
+    """What `verify` finds wrong, by what it checked."""
+    return {checked: str(problem) for checked, problem in verify(store, name) if problem is not None}
 
 
 def flip(path: Path, at: int, mask: int = 0x01) -> None:
@@ -251,6 +275,11 @@ def forge(store: Store, change: Callable[[dict[str, Any]], object], *, number: i
     (store.path / GENERATIONS / f"{name}.json").write_bytes(content)
     (store.path / CURRENT).write_text(f"{name}\n")
     return name
+
+
+def builds(store: Store) -> list[Path]:
+    """The interrupted builds that are there."""
+    return list((store.path / BUILDING).iterdir())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from store_cases import (
     holds,
     interrupt,
     refresh,
+    three_generations,
     tree,
     writer,
 )
@@ -44,10 +45,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A store with three generations of 3, 4 and 5 documents."""
-    made = Store(tmp_path / "store")
-    for count in (3, 4, 5):
-        refresh(made, documents(count))
-    return made
+    return three_generations(tmp_path / "store")
 
 
 def run(capsys: pytest.CaptureFixture[str], command: str, *options: object) -> list[str]:

@@ -78,7 +78,7 @@ class SeenMetadata(FakeScorer):
         self.seen: list[str | None] = []
 
     def _arrived(self, request: Any, context: grpc.ServicerContext) -> None:
-        self.seen.append(dict(context.invocation_metadata()).get("authorization"))  # type: ignore[arg-type]
+        self.seen.append(dict(context.invocation_metadata()).get("authorization"))  # type: ignore[arg-type]  # pairs, whatever the stubs say
         super()._arrived(request, context)
 
 

@@ -103,7 +103,7 @@ def test_what_the_request_cannot_hold_is_refused_here(
 def test_an_unknown_crossing_is_refused_here(client: ScorerClient) -> None:
     """A crossing layer that does not exist raises InvalidRequestError."""
     with pytest.raises(InvalidRequestError, match="crossing: 'euclid'"):
-        client.score(Task("q", ["a"]), crossing="euclid")  # type: ignore[arg-type]
+        client.score(Task("q", ["a"]), crossing="euclid")  # type: ignore[arg-type]  # not a name of one
 
 
 def test_settings_of_a_request_reach_the_server(client: ScorerClient, scorer: FakeScorer) -> None:

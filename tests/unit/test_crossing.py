@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -133,10 +134,10 @@ def test_calibration_becomes_part_of_the_layer(kind: str) -> None:
         (lambda: replace(TWIN, crossings=("dot",)), "'dot' is none; there are cosine and residual"),
     ],
 )
-def test_what_cannot_be_is_refused(wrong: object, words: str) -> None:
+def test_what_cannot_be_is_refused(wrong: Callable[[], object], words: str) -> None:
     """A configuration of crossings is checked when it is made, and the message names the value."""
     with pytest.raises(UsageError, match=words):
-        wrong()  # type: ignore[operator]
+        wrong()
 
 
 def test_descriptions_tell_what_was_learned() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from twinbert.model.twin import TwinBert
 from twinbert.runtime import Runtime
 from twinbert.samples import DOCUMENTS, QUERIES
 from twinbert.tokenizer import TriLetter, save_triletter
+from twinbert.tokenizer.triletter import Letters
 
 CROSSINGS: list[tuple[tuple[CrossingKind, ...], ResidualStart]] = [
     (("cosine",), "cosine"),  # no residual, so its configuration is the default
@@ -31,7 +33,7 @@ CROSSINGS: list[tuple[tuple[CrossingKind, ...], ResidualStart]] = [
 ]
 
 
-def cases() -> list[dict[str, object]]:
+def cases() -> list[dict[str, Any]]:
     """Eight models in which every choice meets every choice of another kind, an orthogonal array; two share nothing."""
     array = []
     for number in range(8):
@@ -51,16 +53,16 @@ def cases() -> list[dict[str, object]]:
     return array
 
 
-def make_tokenizer(path: Path, letters: str | None, pooling: str, wordpiece: Path) -> int:
+def make_tokenizer(path: Path, letters: Letters | None, pooling: str, wordpiece: Path) -> int:
     """Writes the tokenizer of a case and returns its size."""
     if letters is None:
         path.write_bytes(wordpiece.read_bytes())
         return tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
-    save_triletter(path, letters=letters, cls=pooling == "cls")  # type: ignore[arg-type]
+    save_triletter(path, letters=letters, cls=pooling == "cls")
     return TriLetter.vocabulary
 
 
-def make_twin(case: dict[str, object], vocabulary: int) -> TwinBert:
+def make_twin(case: dict[str, Any], vocabulary: int) -> TwinBert:
     """A tiny model of a case, whose embeddings and scores differ from text to text."""
     tower = TowerConfig(
         vocabulary=vocabulary,
@@ -70,15 +72,15 @@ def make_twin(case: dict[str, object], vocabulary: int) -> TwinBert:
         feed_forward=16,
         positions=12,
         embedding="tokens" if case["letters"] is None else "trigrams",
-        **{name: case[name] for name in ("pooling", "projection", "normalisation")},  # type: ignore[arg-type]
+        **{name: case[name] for name in ("pooling", "projection", "normalisation")},
     )
     config = TwinConfig(
         query=tower,
         document=tower,
         query_max_tokens=6,
         document_max_tokens=12,
-        **{name: case[name] for name in ("shared", "crossings")},  # type: ignore[arg-type]
-        residual=ResidualConfig(start=case["start"]),  # type: ignore[arg-type]
+        **{name: case[name] for name in ("shared", "crossings")},
+        residual=ResidualConfig(start=case["start"]),
     )
     torch.manual_seed(51)
     twin = TwinBert(config).eval()
@@ -91,10 +93,10 @@ def make_twin(case: dict[str, object], vocabulary: int) -> TwinBert:
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case.values())))
-def test_every_kind_becomes_a_bundle_that_is_it(case: dict[str, object], tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_every_kind_becomes_a_bundle_that_is_it(case: dict[str, Any], tiny_tokenizer: Path, tmp_path: Path) -> None:
     """The exported graphs agree with torch, texts are the same in any company, and the bundle opens as the model."""
     path = tmp_path / "tokenizer.json"
-    twin = make_twin(case, make_tokenizer(path, case["letters"], str(case["pooling"]), tiny_tokenizer))  # type: ignore[arg-type]
+    twin = make_twin(case, make_tokenizer(path, case["letters"], str(case["pooling"]), tiny_tokenizer))
     bundle = export(twin, tmp_path / "bundle", tokenizer=path, source={"name": "case"})
 
     parity = bundle.quality["parity"]
@@ -162,8 +164,8 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(ExportError, match="is of kind wordpiece; the towers embed trigrams"):
         export(twin, tmp_path / "b", tokenizer=tiny_tokenizer, source={})
 
-    def changed(**changes: object) -> TwinBert:
-        tower = dataclasses.replace(twin.config.document, **changes)  # type: ignore[arg-type]
+    def changed(**changes: Any) -> TwinBert:
+        tower = dataclasses.replace(twin.config.document, **changes)
         return TwinBert(dataclasses.replace(twin.config, query=tower, document=tower))
 
     with pytest.raises(ExportError, match=r"starts texts with no \[CLS\], whose state cls pooling takes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ TWIN = TwinConfig(query=TOWER, document=TOWER, query_max_tokens=8, document_max_
         ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0"),
     ],
 )
-def test_a_tower_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
+def test_a_tower_that_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
     """A configuration is checked when it is made, and the message names the value."""
     with pytest.raises(UsageError, match=words):
-        replace(TOWER, **change)  # type: ignore[arg-type]
+        replace(TOWER, **change)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +48,10 @@ def test_a_tower_that_cannot_be_is_refused(change: dict[str, object], words: str
         ({"crossings": ()}, "at least one is needed"),
     ],
 )
-def test_towers_that_do_not_go_together_are_refused(change: dict[str, object], words: str) -> None:
+def test_towers_that_do_not_go_together_are_refused(change: dict[str, Any], words: str) -> None:
     """Two towers have one kind of embedding, and share weights only where they are alike."""
     with pytest.raises(UsageError, match=words):
-        replace(TWIN, **change)  # type: ignore[arg-type]
+        replace(TWIN, **change)
 
 
 @pytest.fixture

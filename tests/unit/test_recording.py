@@ -6,6 +6,7 @@ import json
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_both_files_together_are_bounded_and_hold_the_latest(tmp_path: Path) -> 
     recording = Recording(tmp_path / "requests.jsonl", 4000)
     for number in range(500):
         accepted = threading.Event()
-        recording.recorder.offer(lambda number=number, accepted=accepted: noted(number, accepted))  # type: ignore[misc]
+        recording.recorder.offer(partial(noted, number, accepted))
         assert accepted.wait(30)
     numbers = [line["number"] for line in recording.lines()]
     assert numbers == list(range(numbers[0], 500))

@@ -45,6 +45,14 @@ def in_process(function: Callable[[Path], object], folder: Path, *prefix: str) -
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def own_mounts() -> list[str]:
+    """What a command is started with to have mounts of its own; skips the test where users may not."""
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let its users mount file systems")
+    return unshare
+
+
 def attempt(store: Store, chosen: list[Document], order: Iterable[int] = ()) -> str:
     """How a refresh ends: see `outcome`."""
     return outcome(lambda: refresh(store, chosen, order=list(order)))
@@ -120,10 +128,7 @@ def a_disk_that_is_full(folder: Path) -> None:
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """Wherever a disk runs full, in steps of a page, the refresh fails as it should, and a collection still runs."""
-    unshare = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system does not let its users mount file systems")
-    *failed, last = in_process(a_disk_that_is_full, tmp_path, *unshare)
+    *failed, last = in_process(a_disk_that_is_full, tmp_path, *own_mounts())
     assert len(failed) > 50
     assert failed == [["full", True, []]] * len(failed)
     assert last == ["published", True, []]
@@ -188,10 +193,7 @@ def changes_on_a_disk_that_is_full(folder: Path) -> None:
 
 def test_changes_on_a_disk_that_is_full(tmp_path: Path) -> None:
     """Wherever a disk runs full, a delta and a compaction fail as they should, and with room they go through."""
-    unshare = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system does not let its users mount file systems")
-    *failed, last = in_process(changes_on_a_disk_that_is_full, tmp_path, *unshare)
+    *failed, last = in_process(changes_on_a_disk_that_is_full, tmp_path, *own_mounts())
     assert len(failed) > 40
     assert failed == [["full", True, []]] * len(failed)
     assert last == ["published", True, []]

@@ -1,15 +1,24 @@
-"""List, verify, roll back and collect: what each promises an operator."""
+"""List, verify and roll back: what each promises an operator."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from store_cases import data_file, documents, flip, forge, holds, interrupt, refresh, tree
+from store_cases import (
+    data_file,
+    documents,
+    flip,
+    forge,
+    holds,
+    manifest_path,
+    problems,
+    refresh,
+    segment_of,
+    three_generations,
+)
 
 from store.errors import (
     CorruptError,
@@ -20,8 +29,8 @@ from store.errors import (
     StoreNotFoundError,
 )
 from store.files import FileEntry
-from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
-from store.maintenance import BUILD_DAYS, gc, list_generations, rollback
+from store.format import CURRENT, SEGMENTS
+from store.maintenance import gc, list_generations, rollback
 from store.store import Store
 from store.verification import verify
 
@@ -29,30 +38,7 @@ from store.verification import verify
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A store with three generations of 3, 4 and 5 documents."""
-    made = Store(tmp_path / "store")
-    for count in (3, 4, 5):
-        refresh(made, documents(count))
-    return made
-
-
-def problems(store: Store, name: str | None = None) -> dict[str, str]:
-    """What `verify` finds wrong, by what it checked."""
-    return {checked: str(problem) for checked, problem in verify(store, name) if problem is not None}
-
-
-def manifest_path(store: Store, name: str) -> Path:
-    """A generation's manifest."""
-    return store.path / GENERATIONS / f"{name}.json"
-
-
-def segments(store: Store) -> set[str]:
-    """What is in the folder of segments."""
-    return {path.name for path in (store.path / SEGMENTS).iterdir()}
-
-
-def segment_of(store: Store, name: str) -> str:
-    """The segment that a generation names."""
-    return store.manifest(name).segments[0].id
+    return three_generations(tmp_path / "store")
 
 
 def test_list_shows_every_generation(store: Store) -> None:
@@ -271,149 +257,6 @@ def test_a_newer_generation_can_be_left(store: Store) -> None:
     with pytest.raises(FormatError, match="update"):
         rollback(store)
     assert rollback(store, third) == (newer, third)
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(1, 2), (2, 2), (3, 3), (9, 5)])
-def test_gc_keeps_the_newest(store: Store, keep: int, kept: int) -> None:
-    """The newest `keep` generations stay, and at least the current one and its parent; the others' segments go."""
-    for count in (6, 7):
-        refresh(store, documents(count))
-    before, sizes = store.generations(), {name: _bytes(store, name) for name in store.generations()}
-    gone = gc(store, keep=keep)
-    assert store.generations() == before[-kept:]
-    assert gone.generations == tuple(before[:-kept])
-    assert segments(store) == {segment_of(store, name) for name in store.generations()}
-    assert gone.size == sum(sizes[name] for name in gone.generations)
-    assert len(gone.segments) == len(gone.generations)
-    assert problems(store) == {}
-    assert gc(store, keep=keep).size == 0
-
-
-def _bytes(store: Store, name: str) -> int:
-    return manifest_path(store, name).stat().st_size + data_file(store, name).stat().st_size
-
-
-def test_gc_keeps_the_current_after_a_rollback(store: Store) -> None:
-    """After a rollback the current generation and its parent stay, beside the newest."""
-    first, second, third = store.generations()
-    rollback(store)
-    gc(store, keep=1)
-    assert store.generations() == [first, second, third]
-    rollback(store)
-    gone = gc(store, keep=1)
-    assert gone.generations == (second,)
-    assert holds(store, documents(3))
-
-
-def test_gc_keeps_shared_segments(store: Store) -> None:
-    """A segment stays as long as one kept generation names it."""
-    first, second, third = store.generations()
-    (store.path / CURRENT).write_text(f"{first}\n")
-    forge(store, lambda fields: fields.update(model="0" * 64, number=4), number=4)
-    gone = gc(store, keep=1)
-    assert gone.generations == (first, second, third)
-    assert segments(store) == {segment_of(store, store.current())}
-    assert holds(store, documents(3))
-
-
-def test_gc_removes_what_nobody_names(store: Store) -> None:
-    """Segments that nobody names, copies that were interrupted and temporary files go, and other files with them."""
-    before = tree(store.path)
-    (store.path / SEGMENTS / ("0" * 32)).mkdir()
-    (store.path / SEGMENTS / ("0" * 32) / "data.mdb").write_bytes(bytes(1000))
-    (store.path / SEGMENTS / f".{'1' * 32}.copy").mkdir()
-    (store.path / SEGMENTS / ".stray").write_bytes(bytes(10))
-    (store.path / ".CURRENT.5.tmp").write_bytes(bytes(100))
-    (store.path / GENERATIONS / ".000004-00000000.json.5.tmp").write_bytes(bytes(200))
-    gone = gc(store, keep=3)
-    assert tree(store.path) == before
-    assert len(segments(store)) == 3
-    assert gone.size == 1310
-    assert gone.generations == ()
-
-
-def test_gc_keeps_builds_for_a_week(store: Store) -> None:
-    """An interrupted build stays for the next run, until nothing in it has changed for a week."""
-    interrupt(store, documents(9, text="new"))
-    (build,) = (store.path / BUILDING).iterdir()
-
-    def age(days: float) -> None:
-        for path in (*build.iterdir(), build):
-            os.utime(path, (0, time.time() - days * 86400))
-
-    age(BUILD_DAYS - 0.1)
-    assert gc(store, keep=3).builds == ()
-    age(BUILD_DAYS + 0.1)
-    (build / "vectors.bin").touch()
-    assert gc(store, keep=3).builds == ()
-    age(BUILD_DAYS + 0.1)
-    (store.path / BUILDING / "stray").touch()
-    os.utime(store.path / BUILDING / "stray", (0, 0))
-    gone = gc(store, keep=3)
-    assert gone.builds == (build.name, "stray")
-    assert gone.size > 9 * 64
-    assert list((store.path / BUILDING).iterdir()) == []
-
-
-def test_a_dry_run_changes_nothing(store: Store) -> None:
-    """A dry run says what a collection would remove, and removes nothing."""
-    (store.path / SEGMENTS / ("0" * 32)).mkdir()
-    (store.path / ".CURRENT.5.tmp").write_bytes(bytes(100))
-    before = tree(store.path)
-    would = gc(store, keep=1, dry_run=True)
-    assert tree(store.path) == before
-    assert (store.path / SEGMENTS / ("0" * 32)).is_dir()
-    assert len(would.generations) == 1
-    assert len(would.segments) == 2
-    assert gc(store, keep=1) == would
-
-
-def test_gc_beside_readers(store: Store) -> None:
-    """A process that reads a generation goes on reading it after it was collected."""
-    first, *_ = store.generations()
-    generation = store.open(first)
-    gc(store, keep=1)
-    assert first not in store.generations()
-    assert generation.read(generation.locate(["document-2"])).shape == (1, 16)
-    generation.close()
-    with pytest.raises(GenerationNotFoundError):
-        store.open(first)
-
-
-def test_gc_stops_before_what_it_cannot_read(store: Store) -> None:
-    """While CURRENT or a manifest that stays is damaged, nothing is removed, since what is needed is unknown. What the
-    message says to do then helps.
-    """
-    first, second, third = store.generations()
-    for path in (manifest_path(store, third), store.path / CURRENT):
-        content = path.read_bytes()
-        path.write_bytes(content[:-5])
-        before = tree(store.path)
-        with pytest.raises(CorruptError, match=rf"{path}.*roll ?back"):
-            gc(store, keep=1)
-        assert tree(store.path) == before
-        path.write_bytes(content)
-    manifest_path(store, third).write_bytes(b"")
-    rollback(store)
-    with pytest.raises(CorruptError, match=f"{manifest_path(store, third)} .* remove that file"):
-        gc(store, keep=1)
-    manifest_path(store, third).unlink()
-    manifest_path(store, first).write_bytes(b"")
-    with pytest.raises(CorruptError, match="remove that file"):
-        gc(store, keep=1)
-    manifest_path(store, first).unlink()
-    gc(store, keep=1)
-    assert segments(store) == {segment_of(store, second)}
-    assert problems(store) == {}
-
-
-def test_gc_of_a_current_generation_that_is_missing(store: Store) -> None:
-    """While CURRENT names what is not there, nothing is removed, and the message says to roll back."""
-    manifest_path(store, store.current()).unlink()
-    before = tree(store.path)
-    with pytest.raises(CorruptError, match="roll back"):
-        gc(store, keep=1)
-    assert tree(store.path) == before
 
 
 def test_maintenance_of_no_store(tmp_path: Path) -> None:

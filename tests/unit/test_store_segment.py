@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,7 @@ def zeroed(page: int) -> Callable[[Path], object]:
 def test_a_flipped_byte_anywhere_is_refused(original: Path, regions: dict[str, int], tmp_path: Path) -> None:
     """A flipped bit in any value, page header, tree or meta page is refused before the file is mapped, by name."""
     assert len(regions) >= 3 + 3 + 2 * 9
-    flips: list[Callable[[Path], object]] = [
-        lambda file, at=at: flip(file, at)  # type: ignore[misc]
-        for at in regions.values()
-    ]
+    flips: list[Callable[[Path], object]] = [partial(flip, at=at) for at in regions.values()]
     outcomes = opened_in_a_process(damaged(original, tmp_path, flips))
     assert dict(zip(regions, outcomes, strict=True)) == dict.fromkeys(regions, "refused")
 

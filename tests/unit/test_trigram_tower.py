@@ -102,4 +102,4 @@ def test_trigram_towers_have_no_segment_and_may_read_one_word() -> None:
     with pytest.raises(UsageError, match="towers: embedding is trigrams and tokens; it must be the same for both"):
         TwinConfig(query=TOWER, document=pieces, query_max_tokens=3, document_max_tokens=5)
     with pytest.raises(UsageError, match="embedding is 'letters'; there are tokens and trigrams"):
-        replace(TOWER, embedding="letters")  # type: ignore[arg-type]
+        replace(TOWER, embedding="letters")  # type: ignore[arg-type]  # not a name of one

@@ -8,6 +8,7 @@ import json
 import string
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,8 +46,8 @@ def unicode_(tmp_path_factory: pytest.TempPathFactory) -> TriLetter:
     return TriLetter(path, max_tokens=12)
 
 
-def made(folder: Path, max_tokens: int = 12, **parameters: object) -> TriLetter:
-    save_triletter(folder / "tokenizer.json", **parameters)  # type: ignore[arg-type]
+def made(folder: Path, max_tokens: int = 12, **parameters: Any) -> TriLetter:
+    save_triletter(folder / "tokenizer.json", **parameters)
     return TriLetter(folder / "tokenizer.json", max_tokens=max_tokens)
 
 
@@ -293,7 +294,7 @@ def test_a_tokenizer_is_opened_by_its_file(tmp_path: Path, tiny_tokenizer: Path)
         ({"stemming": True}, "has stemming, which this version does not know"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     """A parameter that is wrong or unknown is named, when a file is read and when one is written."""
     path = tmp_path / "tokenizer.json"
     save_triletter(path)
@@ -302,6 +303,6 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, change: dict[str, object
         TriLetter(path, max_tokens=12)
     if change.keys() <= {"letters", "punctuation", "max_trigrams", "cls"}:
         with pytest.raises(UsageError, match=words):
-            save_triletter(path, **change)  # type: ignore[arg-type]
+            save_triletter(path, **change)
     with pytest.raises(BundleError, match="cannot be read as a tokenizer"):
         TriLetter(tmp_path / "absent.json", max_tokens=12)

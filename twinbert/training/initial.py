@@ -28,7 +28,7 @@ from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs
 from twinbert.training.teacher import locate
 
-_SAMPLE = 4096  # texts from whose vectors a projection starts
+SAMPLE = 4096  # texts from whose vectors a projection starts, and pairs from whose targets crossings do
 _CHECKED_AT_ONCE = 4096
 
 
@@ -192,7 +192,7 @@ def _pooled(twin: TwinBert, tokenizer: Path, pairs: Pairs, seed: int) -> torch.T
     twin.eval()
     pooled = []
     for texts in (pairs.queries, pairs.documents):
-        chosen = [texts[n] for n in generator.permutation(len(texts))[: _SAMPLE // 2]]
+        chosen = [texts[n] for n in generator.permutation(len(texts))[: SAMPLE // 2]]
         sample = chunks_on(torch.device("cpu"), reader.encode(chosen))
         pooled += [twin.document.pooled(ids, mask) for ids, mask in sample["chunks"]]
     return torch.cat(pooled)

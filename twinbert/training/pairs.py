@@ -13,7 +13,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -125,14 +125,7 @@ def score(
         cache.add([keys[row] for row in rows], teacher([texts[row] for row in rows]))
         report.progress("pairs", start + len(rows), len(missing), unit="pairs")
     teacher_P = np.array([cache[key] for key in keys], dtype=np.float32)
-    return Pairs(
-        queries=pairs.queries,
-        documents=pairs.documents,
-        query_P=pairs.query_P,
-        document_P=pairs.document_P,
-        grade_P=pairs.grade_P,
-        teacher_P=teacher_P,
-    )
+    return replace(pairs, teacher_P=teacher_P)
 
 
 def pair_key(query: str, document: str) -> bytes:

@@ -36,7 +36,7 @@ from twinbert.training.embedding import (
     digest_of_texts,
     map_from,
 )
-from twinbert.training.initial import StudentConfig, build
+from twinbert.training.initial import SAMPLE, StudentConfig, build
 from twinbert.training.loop import Task, fit, new_accelerator
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import Pairs
@@ -47,7 +47,6 @@ from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]
 
-_SAMPLE = 4096  # texts from whose vectors a projection starts
 _EMBEDDED_AT_ONCE = 4096
 
 
@@ -212,7 +211,7 @@ def _learn_space(
         with accelerator.main_process_first():
             texts = TextFile.write(texts_path, lessons_texts()) if main else TextFile(texts_path)
             vectors_NH = bi_encoder_vectors(config.space.teacher, texts, common / "vectors", report, writes=main)
-        sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:_SAMPLE])
+        sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:SAMPLE])
         back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
         lessons = Lessons(texts, tokenizer, vectors_NH, batch=config.space.batch, together=config.together, seed=seed)
 
@@ -240,7 +239,7 @@ def _learn_space(
 
 def _start_crossings(student: Student, pairs: Pairs) -> None:
     """Starts every crossing at the scale and offset that fit its targets best: steps would be lost on reaching them."""
-    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), _SAMPLE)).astype(np.int64)
+    rows = np.linspace(0, len(pairs) - 1, min(len(pairs), SAMPLE)).astype(np.int64)
     logits_N = pairs.teacher_P[rows].astype(np.float64)
     targets_N = np.where(np.isnan(logits_N), pairs.grade_P[rows], 1 / (1 + np.exp(-logits_N)))
     texts = [(pairs.queries[pairs.query_P[row]], pairs.documents[pairs.document_P[row]]) for row in rows]
