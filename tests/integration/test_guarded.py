@@ -146,6 +146,7 @@ BAD_GUARDS: dict[str, tuple[list[str], str]] = {
     ),
     "collector without scheme": (["--otlp-endpoint", "localhost:4317"], "correct --otlp-endpoint"),
     "nonsense as host of metrics": (["--metrics-host", "no such host"], "metrics cannot be served"),
+    "no host of metrics": (["--metrics-host", ""], "--metrics-host is empty"),
 }
 
 
