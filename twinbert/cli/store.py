@@ -56,7 +56,7 @@ def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
     if not checked:
         typer.echo(f"{store}: nothing was published yet, so there is nothing to verify")
     if newer:
-        raise FormatError(f"{store}: a newer version wrote some of what was checked; update twinbert")
+        raise FormatError(f"{store}: a newer version wrote some of what was checked; update twinbert, or roll back")
     if damaged:
         raise CorruptError(f"{store}: {damaged} of what was checked is damaged; roll back or refresh")
 
