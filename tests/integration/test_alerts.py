@@ -172,8 +172,8 @@ def test_every_alert_fires_when_its_cause_is_there(tiny_bundle: Path, other_bund
 
 
 def test_alerts_of_a_refresh_job(tiny_bundle: Path, tmp_path: Path) -> None:
-    """A run that fails, is refused or interrupted, or comes no more fires an alert that names the store, and the next one
-    that succeeds ends it.
+    """A run that fails, is refused or interrupted, or comes no more fires an alert that names the store; the next that
+    succeeds ends it.
     """
     store, documents = tmp_path / "store", write_documents(tmp_path / "documents.jsonl", CORPUS)
     words = ["refresh", "--bundle", str(tiny_bundle), "--store", str(store)]

@@ -67,9 +67,10 @@ def test_who_may_only_read_cannot_change_the_store(tiny_bundle: Path, tmp_path: 
     with running("encoder", tiny_bundle, store, *guard(certified)) as server:
         with EncoderClient(where(server), credentials=credentials, token=READ) as client:
             assert client.encode(["red shoe"], "document", timeout=30).model
-            with (store / "LOCK").open("a") as file, pytest.raises(RemoteError) as caught:
-                fcntl.flock(file, fcntl.LOCK_EX)  # who tried to take it would hear that
-                list(client.refresh([Document("a", "red shoe")]))
+            with (store / "LOCK").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # whoever tries to take it hears of that
+                with pytest.raises(RemoteError) as caught:
+                    list(client.refresh([Document("a", "red shoe")]))
             assert caught.value.code == "PERMISSION_DENIED"
             assert not (store / "CURRENT").exists()
         with EncoderClient(where(server), credentials=credentials, token=WRITE) as client:
