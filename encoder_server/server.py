@@ -21,7 +21,7 @@ def serve(*, bundle: Path, store: Path, listening: Listening, settings: Settings
 
     Raises:
         BundleError: the bundle is missing or damaged.
-        StoreError: the store cannot be made, or a newer version wrote it.
+        StoreError: the store cannot be made or written, or a newer version wrote it.
         UsageError: an address cannot be bound, or certificates or tokens are no good.
     """
     log.configure()

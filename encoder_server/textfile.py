@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ class Run:
 
 @contextlib.contextmanager
 def recording_run(path: Path | None, store: Store, report: Report) -> Iterator[Run]:
-    """Writes the file when the run ends, however it does.
+    """Writes the file when the run ends, however it does; only a SIGKILL leaves what it said of the run before.
 
     Args:
         path: the file, replaced in one step; None: nothing is written.
@@ -41,10 +42,12 @@ def recording_run(path: Path | None, store: Store, report: Report) -> Iterator[R
 
     Raises:
         UsageError: no file can be made there; nothing was begun.
+        KeyboardInterrupt: on SIGTERM too, which is how a job's scheduler interrupts.
     """
     if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: make its folder, writable, or name another --metrics-file")
     run, outcome, started = Run(), "failed", time.time()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield run
         outcome = "published"
@@ -60,6 +63,7 @@ def recording_run(path: Path | None, store: Store, report: Report) -> Iterator[R
                 _write(path, store, run.progress(), outcome, started)
             except OSError as error:
                 report.event("notice", f"{path} could not be written: {error.strerror}")
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write(path: Path, store: Store, progress: Progress, outcome: str, started: float) -> None:

@@ -171,6 +171,16 @@ _LOOK_SECONDS = 0.01
 _LOGGER = logging.getLogger(__name__)
 
 
+def open_lock(path: Path) -> int:
+    """A descriptor of a file for a lock, made where there is none; StoreError where it cannot be written."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); make the store writable for this user"
+        ) from error
+
+
 @contextlib.contextmanager
 def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False, brief: bool = False) -> Iterator[None]:
     """Holds a lock of the store, which the kernel releases if this process dies.
@@ -188,12 +198,7 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False, b
     """
     require_store(store)
     path = store / file
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror}); make the store writable for this user"
-        ) from error
+    descriptor = open_lock(path)
     try:
         if wait:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -45,6 +45,7 @@ class Stack:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = tuple(reversed(segments))
         self.starts = np.cumsum([0, *(segment.entry.documents for segment in self.segments)])
+        self._firsts = [np.array(start) for start in self.starts[:-1]]  # arrays spare numpy a conversion a lookup
         self.dead: RowNumbers = np.empty(0, np.int64)
         self._keys_m: Keys = np.empty(0, U64)
         self._rows_m: RowNumbers = np.empty(0, np.int64)
@@ -87,8 +88,10 @@ class Stack:
         places_N, covered_N = self._newer(keys_N)
         if not np.count_nonzero(covered_N):
             return rows_F, found_N
-        rows_N = np.full(len(keys_N), _DELETED)
-        rows_N[found_N] = rows_F
+        rows_N = rows_F
+        if len(rows_F) < len(keys_N):
+            rows_N = np.full(len(keys_N), _DELETED)
+            rows_N[found_N] = rows_F
         np.copyto(rows_N, self._rows_m.take(places_N, mode="clip"), where=covered_N)
         found_N = rows_N != _DELETED
         return rows_N[found_N], found_N
@@ -118,9 +121,9 @@ class Stack:
     def cut(self, rows_N: RowNumbers) -> Iterator[tuple[Segment, RowNumbers, RowNumbers]]:
         """Divides rows among their segments: a segment, the places in `rows_N`, and the segment's own row numbers."""
         order_N = rows_N.argsort()
-        sorted_N = rows_N[order_N]
+        sorted_N = rows_N.take(order_N)
         cuts = pairwise(sorted_N.searchsorted(self.starts).tolist())
-        for segment, first, (begin, end) in zip(self.segments, self.starts, cuts, strict=False):
+        for segment, first, (begin, end) in zip(self.segments, self._firsts, cuts, strict=False):
             if begin < end:
                 yield segment, order_N[begin:end], sorted_N[begin:end] - first
 
@@ -129,16 +132,15 @@ class Stack:
         oldest, end = self.segments[0], self.starts[1]
         if len(self.segments) == 1:
             return oldest.read(rows_N)
-        (others,) = (rows_N >= end).nonzero()
-        if not len(others):
+        if not np.count_nonzero(rows_N >= end):
             return oldest.read(rows_N)
         # Nearly all are the oldest segment's: one call takes them, and any row of it in place of the others.
         rows_ND, scales_N = oldest.raw(np.minimum(rows_N, end - 1))
-        for segment, places, rows in self.cut(rows_N[others]):
-            here = others[places]
-            rows_ND[here], scales = segment.raw(rows)
-            if scales_N is not None:
-                scales_N[here] = scales
+        for segment, here, rows in self.cut(rows_N):
+            if segment is not oldest:
+                rows_ND[here], scales = segment.raw(rows)
+                if scales_N is not None:
+                    scales_N[here] = scales
         return oldest.codec.decode(rows_ND, scales_N)
 
     def ids(self, rows_N: RowNumbers) -> list[Any]:

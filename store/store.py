@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from store.delta import DeltaWriter
 from store.encoding import codec
 from store.errors import StoreError
-from store.files import require_store, sync_directory
-from store.format import BUILDING, GENERATIONS, SEGMENTS
+from store.files import open_lock, require_store, sync_directory
+from store.format import BUILDING, GENERATIONS, LOCK, SEGMENTS
 from store.manifest import IdType, Manifest, SegmentEntry, generation_names, read_current, read_manifest
 from store.reader import Generation, SegmentPool
 from store.stack import Stack
@@ -29,7 +30,11 @@ class Store:
         self._pool = SegmentPool(path)
 
     def create(self) -> None:
-        """Makes the folders where they are missing."""
+        """Makes the folders where they are missing.
+
+        Raises:
+            StoreError: this is something else, or cannot be written.
+        """
         if self.path.is_dir() and not (self.path / SEGMENTS).is_dir() and any(self.path.iterdir()):
             raise StoreError(f"{self.path} is not a store and not empty; name a new folder, or one that is a store")
         try:
@@ -41,6 +46,7 @@ class Store:
             raise StoreError(
                 f"{self.path} cannot be made a store: {error.strerror}; name a folder to write to"
             ) from error
+        os.close(open_lock(self.path / LOCK))
 
     def require(self) -> None:
         """Raises StoreNotFoundError unless there is a store here."""

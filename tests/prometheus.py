@@ -50,14 +50,7 @@ def prometheus(targets: Mapping[str, Sequence[int]], rules: str, folder: Path) -
         yaml.safe_dump({"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs})
     )
     address = f"127.0.0.1:{free_port()}"
-    options = {
-        "config.file": folder / "prometheus.yml",
-        "storage.tsdb.path": folder / "tsdb",
-        "web.listen-address": address,
-    }
-    process = subprocess.Popen(
-        ["prometheus", *(f"--{name}={value}" for name, value in options.items())], stderr=subprocess.DEVNULL
-    )
+    files = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}")
 
     def ask(query: str) -> list[Any]:
         url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
@@ -69,8 +62,24 @@ def prometheus(targets: Mapping[str, Sequence[int]], rules: str, folder: Path) -
             return []
         return result
 
-    try:
+    with _running("prometheus", *files, f"--web.listen-address={address}") as process:
         yield ask
+
+
+@contextlib.contextmanager
+def node_exporter(folder: Path) -> Iterator[int]:
+    """Exports the *.prom files of a folder, and nothing else of the host; gives the port."""
+    port = free_port()
+    collector = ("--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={folder}")
+    with _running("prometheus-node-exporter", *collector, f"--web.listen-address=127.0.0.1:{port}"):
+        yield port
+
+
+@contextlib.contextmanager
+def _running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    try:
+        yield process
     finally:
         process.terminate()
         process.wait(60)

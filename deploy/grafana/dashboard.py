@@ -174,6 +174,15 @@ ROWS: dict[str, list[Panel]] = {
             text="In the hour before.",
         ),
         Panel(
+            title="Refresh jobs: time since",
+            queries={
+                "{{store}}: last success": "time() - twinbert_refresh_last_success_timestamp_seconds",
+                "{{store}}: newest document": "time() - twinbert_refresh_watermark_timestamp_seconds",
+            },
+            unit="s",
+            text="Of those with a --metrics-file that node exporter reads.",
+        ),
+        Panel(
             title="Segments, and rows that are dead",
             queries={
                 "segments": f"max(twinbert_encoder_segments{{{ENCODER}}})",

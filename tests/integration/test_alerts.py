@@ -10,6 +10,7 @@ import fcntl
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,18 @@ from unittest import mock
 
 import pytest
 
-from tests.prometheus import RULES, Ask, alerts, free_port, prometheus
-from tests.servers import Server, refresh, running, write_documents
+from tests.prometheus import RULES, Ask, alerts, free_port, node_exporter, prometheus
+from tests.servers import COMMAND, Server, refresh, running, twinbert, write_documents
 from tests.serving_fake import Certified
 from twinbert.cli import main
 from twinbert.client import Document, EncoderClient, ScorerClient, Task, tls_credentials
 from twinbert.errors import RemoteError
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
+    pytest.mark.skipif(
+        not (shutil.which("prometheus") and shutil.which("prometheus-node-exporter")),
+        reason="prometheus or its node exporter is not installed",
+    ),
     pytest.mark.timeout(600),
 ]
 
@@ -37,6 +41,9 @@ CORPUS = {f"d{number}": f"{WORDS[number % 14]} {WORDS[number % 11]}" for number 
 
 # What no test can cause from outside: a merge fails only on a full disk or a bug.
 NOT_CAUSED = {"TwinbertCompactionFailed"}
+
+# What only a refresh that is a job of its own can cause: the second test does.
+OF_JOBS = {"TwinbertRefreshOld"}
 
 
 def quick_rules() -> str:
@@ -161,7 +168,44 @@ def test_every_alert_fires_when_its_cause_is_there(tiny_bundle: Path, other_bund
         watch.until("TwinbertRestarts")
         scorer.process.send_signal(signal.SIGKILL)
         watch.until("TwinbertTargetDown")
-    assert watch.fired == set(alerts()) - NOT_CAUSED
+    assert watch.fired == set(alerts()) - NOT_CAUSED - OF_JOBS
+
+
+def test_alerts_of_a_refresh_job(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A run that fails, is refused or interrupted, or comes no more fires an alert that names the store; the next that
+    succeeds ends it.
+    """
+    store, documents = tmp_path / "store", write_documents(tmp_path / "documents.jsonl", CORPUS)
+    words = ["refresh", "--bundle", str(tiny_bundle), "--store", str(store)]
+    words += ["--metrics-file", str(tmp_path / "refresh.prom"), "--documents"]
+    with mock.patch("time.time", return_value=time.time() - 2 * 86400):
+        assert main([*words, str(documents)]) == 0
+    with node_exporter(tmp_path) as port, prometheus({"node": [port]}, quick_rules(), tmp_path) as ask:
+
+        def wait_for(*expected: tuple[str, str]) -> None:
+            while firing(ask) != {(*one, str(store)) for one in expected}:
+                pass
+
+        wait_for(("TwinbertRefreshOld", ""))
+        with lock_of(store):
+            assert twinbert(*words, str(documents)).returncode == 2
+        wait_for(("TwinbertRefreshOld", ""), ("TwinbertRefreshFailed", "failed"))
+        few = write_documents(tmp_path / "few.jsonl", dict(list(CORPUS.items())[:5]))
+        assert twinbert(*words, str(few)).returncode == 3
+        wait_for(("TwinbertRefreshOld", ""), ("TwinbertRefreshRefused", "refused"))
+        with subprocess.Popen([COMMAND, *words, "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            process.stderr.readline()  # started: it waits for documents
+            process.terminate()
+        wait_for(("TwinbertRefreshOld", ""), ("TwinbertRefreshFailed", "interrupted"))
+        assert twinbert(*words, str(documents)).returncode == 0
+        wait_for()
+
+
+def firing(ask: Ask) -> set[tuple[str, str, str]]:
+    """The alerts of stores that fire now: name, how the run ended, store."""
+    found = [one["metric"] for one in ask('ALERTS{alertstate="firing", store!=""}')]
+    return {(one["alertname"], one.get("outcome", ""), one["store"]) for one in found}
 
 
 def starts(ask: Ask, port: int) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 from pathlib import Path
 
@@ -66,11 +67,12 @@ def test_who_may_only_read_cannot_change_the_store(tiny_bundle: Path, tmp_path: 
     with running("encoder", tiny_bundle, store, *guard(certified)) as server:
         with EncoderClient(where(server), credentials=credentials, token=READ) as client:
             assert client.encode(["red shoe"], "document", timeout=30).model
-            with pytest.raises(RemoteError) as caught:
-                list(client.refresh([Document("a", "red shoe")]))
+            with (store / "LOCK").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # whoever tries to take it hears of that
+                with pytest.raises(RemoteError) as caught:
+                    list(client.refresh([Document("a", "red shoe")]))
             assert caught.value.code == "PERMISSION_DENIED"
             assert not (store / "CURRENT").exists()
-            assert not (store / "LOCK").exists()
         with EncoderClient(where(server), credentials=credentials, token=WRITE) as client:
             *_, last = client.refresh([Document("a", "red shoe")])
             assert last.generation == (store / "CURRENT").read_text().strip()
@@ -146,6 +148,7 @@ BAD_GUARDS: dict[str, tuple[list[str], str]] = {
     ),
     "collector without scheme": (["--otlp-endpoint", "localhost:4317"], "correct --otlp-endpoint"),
     "nonsense as host of metrics": (["--metrics-host", "no such host"], "metrics cannot be served"),
+    "no host of metrics": (["--metrics-host", ""], "--metrics-host is empty"),
 }
 
 
@@ -157,7 +160,7 @@ def test_a_guard_that_is_no_good_is_one_line_and_nothing_is_started(
     (certified.folder / "empty").touch()
     options, said = BAD_GUARDS[case]
     here = [
-        str(certified.folder / word) if (certified.folder / word).exists() or "none" in word else word
+        str(certified.folder / word) if (word and (certified.folder / word).exists()) or "none" in word else word
         for word in options
     ]
     assert said in refused(server, tiny_bundle, store, *here)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.prometheus import RULES, alerts, prometheus, rules
+from tests.prometheus import RULES, alerts, node_exporter, prometheus, rules
 from tests.promql import Selector, grouped_by, selectors
 from tests.servers import Server, refresh, running, write_documents
 from twinbert.client import Document, EncoderClient, ScorerClient, Task
@@ -31,7 +31,10 @@ _ADDED = {"job", "instance"}
 
 Series = dict[str, list[dict[str, str]]]
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("prometheus-node-exporter")),
+    reason="prometheus or its node exporter is not installed",
+)
 
 
 def queries() -> list[Any]:
@@ -54,11 +57,16 @@ def _chosen(expression: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def servers(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the store is, and what the refresh that made it left for node exporter."""
+    return tmp_path_factory.mktemp("observed")
+
+
+@pytest.fixture(scope="module")
+def servers(tiny_bundle: Path, folder: Path) -> Iterator[tuple[Server, Server]]:
     """A scorer and an encoder that have each done something."""
-    folder = tmp_path_factory.mktemp("observed")
-    store = folder / "store"
-    refresh(tiny_bundle, store, write_documents(folder / "documents.jsonl", {"a": "red shoe", "b": "blue boot"}))
+    store, documents = folder / "store", write_documents(folder / "d.jsonl", {"a": "red shoe", "b": "blue boot"})
+    refresh(tiny_bundle, store, documents, "--metrics-file", str(folder / "refresh.prom"))
     with running("serve", tiny_bundle, store) as scorer, running("encoder", tiny_bundle, store) as encoder:
         with EncoderClient(encoder.address) as client:
             list(client.refresh([Document("a", "red shoe"), Document("b", "a blue boot")]))
@@ -76,14 +84,16 @@ def work(scorer: Server, encoder: Server, query: str = "shoe") -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(servers: tuple[Server, Server]) -> Series:
-    """The labels of all series of both servers, by metric, and those that Prometheus makes itself."""
+def exported(servers: tuple[Server, Server], folder: Path) -> Series:
+    """The labels of all series of both servers and of a refresh, by metric, and those that Prometheus makes itself."""
     found: Series = {"up": [{}]}
+    texts = [(folder / "refresh.prom").read_text()]
     for server in servers:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as response:
-            for family in text_string_to_metric_families(response.read().decode()):
-                for sample in family.samples:
-                    found.setdefault(sample.name, []).append(sample.labels)
+            texts.append(response.read().decode())
+    for family in text_string_to_metric_families("".join(texts)):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
     for rule in rules():
         if "record" in rule:
             found[rule["record"]] = [dict.fromkeys(grouped_by(rule["expr"]) - _ADDED, "")]
@@ -114,7 +124,7 @@ def test_the_dashboard_is_what_its_program_writes() -> None:
 @needs_promtool
 @pytest.mark.parametrize(
     "words",
-    [("check", "rules", RULES.name), ("test", "rules", "twinbert.test.yml"), ("check", "config", "prometheus.yml")],
+    [("check", "rules", RULES.name), ("test", "rules", *TESTS), ("check", "config", "prometheus.yml")],
 )
 def test_the_rules_do_what_they_say(words: tuple[str, ...]) -> None:
     """promtool finds them sound, and every alert fires and keeps still as its tests say."""
@@ -145,15 +155,17 @@ def test_every_alert_has_its_section_in_the_runbook_and_no_other_does() -> None:
 
 
 @needs_prometheus
-def test_no_panel_is_empty(servers: tuple[Server, Server], tmp_path: Path) -> None:
-    """A real Prometheus that scrapes both servers under a little load has a number for every query of the dashboard."""
+def test_no_panel_is_empty(servers: tuple[Server, Server], folder: Path, tmp_path: Path) -> None:
+    """A real Prometheus that scrapes both servers under a little load, and the host of a refresh job, has a number for
+    every query of the dashboard.
+    """
     waiting = {one.id: one.values[0] for one in queries() if str(one.id).startswith("panel")}
     assert waiting
     scorer, encoder = servers
     targets = {"twinbert-scorer": [scorer.metrics_port], "twinbert-encoder": [encoder.metrics_port]}
     # The group of the objectives has a pace of its own, which is for production.
     text = RULES.read_text().replace("interval: 30s", "interval: 1s")
-    with prometheus(targets, text, tmp_path) as ask:
+    with node_exporter(folder) as port, prometheus({**targets, "node": [port]}, text, tmp_path) as ask:
         for number in range(500):
             work(*servers, f"shoe {number}")
             waiting = {where: expression for where, expression in waiting.items() if not has_number(ask(expression))}

@@ -11,6 +11,7 @@ from twinbert.cli import command, main
 
 _NUMBERS = {"N", "BYTES", "SECONDS", "SHARE", "PORT"}
 _SERVERS = {name: command().commands[name] for name in ("serve", "encoder")}
+_ASKING = {name: command().commands[name] for name in ("score", "retrieve")}
 _FILES = ["--bundle", "/no/bundle", "--store", "/no/store"]  # not there: nothing looks at them
 
 
@@ -31,6 +32,16 @@ def test_a_number_out_of_range_is_refused(server: str, option: str, value: str) 
     with pytest.raises(typer.BadParameter) as caught:
         _SERVERS[server].make_context(server, [*_FILES, f"{option}={value}"])
     assert f"'{option}'" in caught.value.format_message()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e30", "nan", "inf"])
+@pytest.mark.parametrize("asking", _ASKING)
+def test_a_deadline_out_of_range_is_refused(asking: str, value: str) -> None:
+    """A call that could not be made is not said to have taken too long."""
+    words = ["query", "d1"] if asking == "score" else ["query"]
+    with pytest.raises(typer.BadParameter) as caught:
+        _ASKING[asking].make_context(asking, [*words, f"--timeout={value}"])
+    assert "'--timeout'" in caught.value.format_message()
 
 
 @pytest.mark.parametrize("server", _SERVERS)

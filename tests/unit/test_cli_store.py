@@ -120,6 +120,12 @@ def test_verify(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_verify_what_a_newer_version_wrote(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not called damaged: a refresh would be no remedy, another version is."""
+    forge(store, lambda fields: fields.update(format=2))
+    assert refused(capsys, "verify", "--store", store.path).endswith("update twinbert, or roll back")
+
+
 def test_verify_a_new_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A store in which nothing was published yet is not damaged: there is nothing to verify."""
     Store(tmp_path).create()

@@ -157,10 +157,11 @@ def test_a_store_that_is_being_refreshed(tiny_bundle: Path, store: Path, tmp_pat
     assert f"process {os.getpid()} on" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_it_encodes(
-    tiny_bundle: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """Ctrl-C ends the refresh in order: the lock is free, what is encoded is reused by the next run."""
+    """Ctrl-C ends the refresh in order, as a scheduler does: the lock is free, the next run reuses what is encoded."""
     monkeypatch.setattr(window, "_DOCUMENTS", 32)
     documents = write_documents(tmp_path / "documents.jsonl", TEXTS | {"blank": " "} | {"more": "red shoes"})
 
@@ -168,14 +169,14 @@ def test_an_interrupt_while_it_encodes(
         def event(self, name: str, text: str, **fields: Any) -> None:
             super().event(name, text, **fields)
             if name == "rejected":  # the documents before it are added next
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr("encoder_server.command._READ_AT_ONCE", 16)
-    report = Interrupting()
+    before, report = signal.getsignal(number), Interrupting()
     with pytest.raises(KeyboardInterrupt):
         refresh(bundle=tiny_bundle, store=store, documents=documents, report=report)
     assert report.events[-1][0] == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is before
     assert not (store / "CURRENT").exists()
     result = refresh(bundle=tiny_bundle, store=store, documents=documents, report=Recorder())
     assert result.reused == report.paces[-1].documents - 1 > 0  # all but the blank one

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from encoder_server.textfile import recording_run
 from store.store import Store
-from tests.servers import twinbert, write_documents
+from tests.servers import COMMAND, twinbert, write_documents
 from twinbert.errors import DriftError
 
 TEXTS = {f"d{number}": f"{word} pizza {number}" for number, word in enumerate(["red", "blue", "green"] * 4)}
@@ -97,6 +99,39 @@ def test_runs_that_are_stopped(tmp_path: Path, error: type[BaseException], expec
     assert outcome(samples) == expected
     assert samples["last_success_timestamp_seconds"] == 0
     assert "watermark_timestamp_seconds" not in samples
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 130, "interrupted"), ("SIGKILL", -9, "")]
+)
+def test_runs_that_are_ended_from_outside(tiny_bundle: Path, tmp_path: Path, number: str, code: int, last: str) -> None:
+    """What ends a run in order is told, and keeps the last success; a SIGKILL leaves the file as the run before did."""
+    path, documents = tmp_path / "refresh.prom", write_documents(tmp_path / "documents.jsonl", TEXTS)
+    words = ["refresh", "--bundle", str(tiny_bundle), "--store", str(tmp_path / "store"), "--metrics-file", str(path)]
+    assert twinbert(*words, "--documents", str(documents)).returncode == 0
+    first = read(path)
+    with subprocess.Popen(
+        [COMMAND, *words, "--documents", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert json.loads(process.stderr.readline())["event"] == "started"
+        process.send_signal(signal.Signals[number])
+        assert process.wait(timeout=60) == code
+        assert ("twinbert: interrupted\n" in process.stderr.read()) == bool(last)
+    second = read(path)
+    assert second["last_success_timestamp_seconds"] == first["last_success_timestamp_seconds"]
+    assert outcome(second) == (last or "published")
+    assert (second == first) == (not last)
+    assert {one.name for one in tmp_path.iterdir()} == {"store", "refresh.prom", "documents.jsonl"}
+
+
+def test_a_run_that_is_ended_while_it_loads(tmp_path: Path) -> None:
+    """SIGTERM ends a run before it reads documents too, and means afterwards what it meant before."""
+    path = tmp_path / "refresh.prom"
+    with pytest.raises(KeyboardInterrupt), recording_run(path, Store(tmp_path / "store"), Silent()):
+        signal.raise_signal(signal.SIGTERM)
+    assert outcome(read(path)) == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_file_that_cannot_be_replaced(tmp_path: Path) -> None:

@@ -174,9 +174,12 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
         refresh(Store(tmp_path / "file"), documents(1))
     store = Store(tmp_path / "store")
     store.create()
+    (store.path / LOCK).unlink()
     (store.path / LOCK).mkdir()
     with pytest.raises(StoreError, match="cannot be written"), locked(store.path, "a test"):
         pass
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.create()
 
 
 def test_no_store_to_lock(tmp_path: Path) -> None:

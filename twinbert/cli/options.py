@@ -26,7 +26,9 @@ EncodingOption = Annotated[
 GenerationOption = Annotated[
     str, typer.Option("--generation", metavar="NAME", help="Generation to ask; by default the current one.")
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Deadline of a call.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.001, max=86_400, help="Deadline of a call.")
+]
 TuningOption = Annotated[
     Path | None,
     typer.Option(

@@ -41,19 +41,22 @@ def list_(*, store: StoreOption, as_json: JsonOption = False) -> None:
 @app.command()
 def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
     """Read every byte of every generation, or of one, and compare it with what was written."""
-    from store.errors import CorruptError
+    from store.errors import CorruptError, FormatError
     from store.store import Store
     from store.verification import verify as run
 
     opened = Store(store)
     opened.require()
-    checked = damaged = 0
+    checked, damaged, newer = 0, 0, False
     for name, problem in run(opened, generation):
         typer.echo(f"{name}  {'ok' if problem is None else problem}")
         checked += 1
         damaged += problem is not None
+        newer = newer or isinstance(problem, FormatError)
     if not checked:
         typer.echo(f"{store}: nothing was published yet, so there is nothing to verify")
+    if newer:
+        raise FormatError(f"{store}: a newer version wrote some of what was checked; update twinbert, or roll back")
     if damaged:
         raise CorruptError(f"{store}: {damaged} of what was checked is damaged; roll back or refresh")
 

@@ -67,7 +67,8 @@ def endpoint(registry: CollectorRegistry, host: str, port: int, ready: Callable[
         server = make_server(host, port, answer, _Server, _Handler)
     except OSError as error:
         raise UsageError(
-            f"metrics cannot be served on {host}:{port}: {error.strerror}; choose another --metrics-port"
+            f"metrics cannot be served on {host}:{port}: {error.strerror}; "
+            "choose another --metrics-host or --metrics-port"
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
     thread.start()

@@ -72,6 +72,8 @@ class Listening:
             raise UsageError(
                 f"{self.otlp_endpoint!r} is not http://HOST:PORT or https://HOST:PORT; correct --otlp-endpoint"
             )
+        if not self.metrics_host:  # the library would listen on every interface
+            raise UsageError("--metrics-host is empty; name a host, 127.0.0.1 for this one only")
         missing = self._missing()
         if missing and not self.insecure and not _is_loopback(host):
             raise UsageError(
