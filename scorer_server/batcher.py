@@ -18,8 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,9 +26,9 @@ from scorer_server.cache import Key, QueryCache
 from scorer_server.cost import CAUTION, BatchCost, Lateness
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
+from scorer_server.tickets import Pending, Ticket
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, Runtime
-from twinbert.serving.tracing import current_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,93 +37,10 @@ class _Encoded:
 
     embeddings: Sequence[Floats | Exception]
     started: float
-    tokens: int
-    truncated: int
-    tokenize_s: float
-    encode_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A query on its way through an engine, and the places where its embedding is wanted."""
-
-    key: Key
-    runtime: Runtime
-    tokens: int
-    arrived: float
-    wanted: list[tuple[Ticket, int]] = field(default_factory=list)
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a request still waits for it, and has time."""
-        now = time.perf_counter()
-        return any(not ticket.done.done() and now < ticket.expires for ticket, _ in self.wanted)
-
-    @property
-    def expires(self) -> float:
-        """When the first of those who still wait for it would have waited in vain (perf_counter)."""
-        return min((ticket.expires for ticket, _ in self.wanted if not ticket.done.done()), default=math.inf)
-
-
-class Ticket:
-    """The queries of one request: `embeddings` fill in as they come, `done` is set with the last or the first error.
-
-    Attributes:
-        embeddings: by query; None until it is there.
-        done: result None, or the error of a query.
-        queue_s: longest wait for an engine, in seconds.
-        tokenize_s: tokenising the batches that its queries were in, in seconds.
-        encode_s: encoding them, in seconds.
-        cached: how many of its queries came from the cache.
-        expires: when nobody waits for it any more (perf_counter).
-        expected_s: seconds it was let in for, by an estimate; 0: it found an engine idle, or waits for others' queries.
-    """
-
-    def __init__(self, queries: int, loop: asyncio.AbstractEventLoop, lateness: Lateness, expires: float) -> None:
-        self.embeddings: list[Floats | None] = [None] * queries
-        self.done: asyncio.Future[None] = loop.create_future()
-        self.queue_s = self.tokenize_s = self.encode_s = 0.0
-        self.cached, self.expires, self.expected_s = 0, expires, 0.0
-        self._lateness = lateness
-        self._submitted, self._trace = time.perf_counter(), current_trace()
-        self._missing = queries
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """From here on nobody waits: queries wanted by no other ticket are dropped when their turn comes."""
-        self.done.cancel()
-        now = time.perf_counter()
-        if self.expected_s and (not self._missing or now > self.expires):  # else its caller gave it up before
-            self._lateness.observe(self.expected_s, now - self._submitted)
-
-    def looked_up(self) -> None:
-        """The cache was asked."""
-        if self._trace:
-            self._trace.stage("cache", self._submitted, time.perf_counter())
-
-    def encoded(self, started: float, tokenize_s: float, encode_s: float) -> None:
-        """A batch with queries of it, which started at `started` (perf_counter), came back."""
-        self.tokenize_s += tokenize_s
-        self.encode_s += encode_s
-        if self._trace:
-            tokenized = started + tokenize_s
-            self._trace.stage("queue", self._submitted, started)
-            self._trace.stage("tokenize", started, tokenized)
-            self._trace.stage("encode", tokenized, tokenized + encode_s)
-
-    def fill(self, place: int, embedding_D: Floats) -> None:
-        """One query is there."""
-        self.embeddings[place] = embedding_D
-        self._missing -= 1
-        if not self._missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """One query cannot be encoded, so the request cannot be answered."""
-        if not self.done.done():
-            self.done.set_exception(error)
+    tokenize_s: float = 0.0
+    encode_s: float = 0.0
+    tokens: int = 0
+    truncated: int = 0
 
 
 class Batcher:
@@ -142,9 +58,10 @@ class Batcher:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
-        self._queue: deque[_Pending] = deque()
+        self._queue: deque[Pending] = deque()
         self._waiting_tokens = 0  # of the queue
-        self._in_flight: dict[Key, _Pending] = {}
+        self._has_unwanted = False  # the queue, perhaps
+        self._in_flight: dict[Key, Pending] = {}
         self._idle = settings.engines
         self.cost, self.lateness = BatchCost(), Lateness()
         self._ends: dict[int, float] = {}  # of the batches at work, by identity: when they should be done
@@ -165,7 +82,7 @@ class Batcher:
             DeadlineError: they would not be encoded in time; says when to try again.
         """
         metrics = self._metrics
-        ticket = Ticket(len(queries), self._loop, self.lateness, time.perf_counter() + remaining)
+        ticket = Ticket(len(queries), time.perf_counter() + remaining, self._gave_up)
         missing = []
         tower = runtime.query_digest
         for place, query in enumerate(queries):
@@ -237,11 +154,11 @@ class Batcher:
             tokens -= most
         return last - now
 
-    def _want(self, key: Key, runtime: Runtime) -> _Pending:
+    def _want(self, key: Key, runtime: Runtime) -> Pending:
         pending = self._in_flight.get(key)
         if pending is None:
             tokens = _tokens(key, runtime)
-            pending = self._in_flight[key] = _Pending(key, runtime, tokens, time.perf_counter())
+            pending = self._in_flight[key] = Pending(key, runtime, tokens, time.perf_counter())
             self._queue.append(pending)
             self._waiting_tokens += tokens
         return pending
@@ -254,18 +171,18 @@ class Batcher:
             for pending in batch:
                 self._metrics.stages["queue"].observe(now - pending.arrived)
                 for ticket, _ in pending.wanted:
-                    ticket.queue_s = max(ticket.queue_s, now - pending.arrived)
+                    ticket.waited(pending, now)
             tokens = sum(pending.tokens for pending in batch)
             self._ends[id(batch)] = now + self.cost.seconds(tokens, self._settings.batch_tokens)
             self._executor.submit(self._run, batch)
         self._metrics.queue_depth.set(len(self._queue))
 
-    def _take(self) -> list[_Pending]:
+    def _take(self) -> list[Pending]:
         """The next batch: an idle engine's share of what waits for the first one's bundle, without queries that nobody
         waits for any more. A batch is ready as a whole, so it ends where another query would make one before it late.
         """
-        batch: list[_Pending] = []
-        others: list[_Pending] = []
+        batch: list[Pending] = []
+        others: list[Pending] = []
         tokens, limit = 0, min(self._settings.batch_tokens, math.ceil(self._waiting_tokens / self._idle))
         until = math.inf
         while self._queue:
@@ -289,12 +206,18 @@ class Batcher:
         return batch
 
     def _end(self, tokens: int) -> float:
-        """When a batch of so many tokens that begins now is surely ready (perf_counter)."""
+        """When a batch of so many tokens that begins now is surely ready (perf_counter).
+
+        What was learned of lateness does not count: a batch that ends earlier for it makes the queue longer.
+        """
         return time.perf_counter() + CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
 
     def _purge(self) -> None:
-        """Drops what nobody waits for from the whole queue."""
-        kept: deque[_Pending] = deque()
+        """Drops what nobody waits for from the whole queue, if somebody gave up since the last time."""
+        if not self._has_unwanted:
+            return
+        self._has_unwanted = False
+        kept: deque[Pending] = deque()
         for pending in self._queue:
             if pending.is_wanted:
                 kept.append(pending)
@@ -303,47 +226,46 @@ class Batcher:
                 self._drop(pending)
         self._queue = kept
 
-    def _drop(self, pending: _Pending) -> None:
+    def _drop(self, pending: Pending) -> None:
         del self._in_flight[pending.key]
         self._metrics.dropped.inc()
         for ticket, _ in pending.wanted:  # gRPC's word that the call is over may still be on its way
             ticket.fail(TimeoutError("the deadline passed before an engine was free"))
 
-    def _run(self, batch: list[_Pending]) -> None:
+    def _run(self, batch: list[Pending]) -> None:
         """An engine's thread: encodes a batch, and hands it to the event loop by the shortest way."""
-        encoded: _Encoded | Exception
-        try:
-            encoded = self._encode(batch[0].runtime, [pending.key[1] for pending in batch])
-        except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests that wait for the batch
-            encoded = error
+        encoded = self._encode(batch[0].runtime, [pending.key[1] for pending in batch])
         self._loop.call_soon_threadsafe(self._finish, batch, encoded)
 
     def _encode(self, runtime: Runtime, texts: list[str]) -> _Encoded:
         started = time.perf_counter()
-        tokens = runtime.tokenize(texts)
-        tokenized = time.perf_counter()
-        embeddings: Sequence[Floats | Exception]
         try:
+            tokens = runtime.tokenize(texts)
+            tokenized = time.perf_counter()
             embeddings = list(runtime.embed(tokens))
         except Exception as error:  # noqa: BLE001  the edge of a thread: reaches the requests whose queries failed
-            alone = len(texts) == 1
-            embeddings = [error] if alone else [self._encode(runtime, [text]).embeddings[0] for text in texts]
-        encode_s = time.perf_counter() - tokenized
-        truncated = int(np.count_nonzero(tokens.truncated))
-        return _Encoded(embeddings, started, int(tokens.lengths.sum()), truncated, tokenized - started, encode_s)
+            if len(texts) == 1:
+                return _Encoded([error], started)
+            return _Encoded([self._encode(runtime, [text]).embeddings[0] for text in texts], started)
+        return _Encoded(
+            embeddings,
+            started,
+            tokenize_s=tokenized - started,
+            encode_s=time.perf_counter() - tokenized,
+            tokens=int(tokens.lengths.sum()),
+            truncated=int(np.count_nonzero(tokens.truncated)),
+        )
 
-    def _finish(self, batch: list[_Pending], encoded: _Encoded | Exception) -> None:
+    def _finish(self, batch: list[Pending], encoded: _Encoded) -> None:
         self._idle += 1
         del self._ends[id(batch)]
         for pending in batch:
             del self._in_flight[pending.key]
         self._start()
-        if isinstance(encoded, Exception):
-            for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
-                ticket.fail(encoded)
-            return
-        self._observe(batch, encoded)
-        for ticket in {ticket for pending in batch for ticket, _ in pending.wanted}:
+        if encoded.encode_s:  # else it broke: what that took is nothing to learn from
+            self._observe(batch, encoded)
+        tickets = {ticket for pending in batch for ticket, _ in pending.wanted}
+        for ticket in tickets:
             ticket.encoded(encoded.started, encoded.tokenize_s, encoded.encode_s)
         for pending, embedding_D in zip(batch, encoded.embeddings, strict=True):
             if not isinstance(embedding_D, Exception):
@@ -354,8 +276,21 @@ class Batcher:
                     ticket.fail(embedding_D)
                 else:
                     ticket.fill(place, embedding_D)
+        for ticket in tickets:
+            if ticket.is_filled:
+                self._learn(ticket)
 
-    def _observe(self, batch: list[_Pending], encoded: _Encoded) -> None:
+    def _gave_up(self, ticket: Ticket) -> None:
+        """What only it wanted is in the queue still; and if its time is over, it waited longer than was expected."""
+        self._has_unwanted = True
+        if time.perf_counter() > ticket.expires:
+            self._learn(ticket)
+
+    def _learn(self, ticket: Ticket) -> None:
+        if ticket.expected_s:
+            self.lateness.observe(ticket.expected_s, time.perf_counter() - ticket.submitted)
+
+    def _observe(self, batch: list[Pending], encoded: _Encoded) -> None:
         metrics = self._metrics
         metrics.stages["tokenize"].observe(encoded.tokenize_s)
         metrics.stages["encode"].observe(encoded.encode_s)

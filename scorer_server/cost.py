@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 # Of the weight of what was learned, with each batch: some twenty batches count.
 _KEPT = 0.95
 
 # Half of the batches take longer than expected.
 CAUTION = 1.25
-_MOST_CAUTION = 4.0
+_MOST = math.log(4 / CAUTION)
 
-# Of the answers, this share may be later than the estimate times the factor; and how fast that is learned.
+# Of the answers, this share may be later than the estimate times the factor; how fast that is learned, and forgotten.
 _LATE = 0.05
 _STEP = 0.1
+_HALVED_S = 5.0
 
 
 class BatchCost:
@@ -54,19 +57,28 @@ class BatchCost:
 class Lateness:
     """By what factor answers are later than estimated: all but one in twenty are within it.
 
-    Batches take longer while others, refusals and callers want the same cores, and an answer has yet to be crossed,
-    written and read. A quantile by stochastic approximation (Robbins and Monro, 1951), in logarithms: one that is late
-    raises the factor as much as nineteen that are not lower it.
+    Batches take longer while others, refusals and callers want the same cores. A quantile by stochastic approximation
+    (Robbins and Monro, 1951), in logarithms: one that is late raises the factor as much as nineteen that are not lower
+    it. It is forgotten with time too: where the factor keeps all from waiting, there is nothing to learn from.
 
-    Attributes:
-        factor: between `CAUTION` and 4.
+    Args:
+        clock: seconds.
     """
 
-    def __init__(self) -> None:
-        self.factor = CAUTION
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._learned, self._at = 0.0, clock()  # the logarithm of factor ÷ CAUTION, and when it was that
+
+    @property
+    def factor(self) -> float:
+        """Between `CAUTION` and 4."""
+        return CAUTION * math.exp(self._remembered())
 
     def observe(self, expected_s: float, passed_s: float) -> None:
         """An answer that was expected after so many seconds took so many."""
         late = passed_s > self.factor * expected_s
-        self.factor *= math.exp(_STEP * ((1 - _LATE) if late else -_LATE))
-        self.factor = min(max(CAUTION, self.factor), _MOST_CAUTION)
+        learned = self._remembered() + _STEP * ((1 - _LATE) if late else -_LATE)
+        self._learned, self._at = min(max(0.0, learned), _MOST), self._clock()
+
+    def _remembered(self) -> float:
+        return self._learned * math.exp2((self._at - self._clock()) / _HALVED_S)

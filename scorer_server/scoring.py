@@ -18,12 +18,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from scorer_server.batcher import Batcher, Ticket
+from scorer_server.batcher import Batcher
 from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_score, crossing_name
 from scorer_server.sampling import Misses, Samplers
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshot, Snapshots
+from scorer_server.tickets import Ticket
 from store.reader import Located
 from twinbert.errors import QueueFullError
 from twinbert.runtime import Floats

@@ -55,9 +55,18 @@ def test_an_estimate_is_never_negative() -> None:
         assert cost.token_s >= 0
 
 
+class Clock:
+    """Stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_an_estimate_is_stretched_until_nineteen_answers_of_twenty_are_within_it() -> None:
     """Answers that come between once and thrice after what was expected are expected after nearly three times it."""
-    lateness, noise = Lateness(), random.Random(5)
+    lateness, noise = Lateness(Clock()), random.Random(5)
     factors = []
     for _ in range(3000):
         lateness.observe(0.1, 0.1 * noise.uniform(1, 3))
@@ -67,10 +76,24 @@ def test_an_estimate_is_stretched_until_nineteen_answers_of_twenty_are_within_it
 
 def test_answers_in_time_bring_the_caution_back() -> None:
     """However late answers were, the factor stays bounded, and returns when a few hundred were in time."""
-    lateness = Lateness()
+    lateness = Lateness(Clock())
     for _ in range(100):
         lateness.observe(0.1, 100.0)
-    assert lateness.factor == 4
+    assert lateness.factor == pytest.approx(4)
     for _ in range(300):
         lateness.observe(0.1, 0.1)
     assert lateness.factor == CAUTION
+
+
+def test_lateness_is_forgotten_where_nothing_is_learned() -> None:
+    """When all are refused nobody is late, and nobody in time: after half a minute it is as if nobody had been."""
+    clock = Clock()
+    lateness = Lateness(clock)
+    for _ in range(100):
+        lateness.observe(0.1, 100.0)
+    factors = [lateness.factor]
+    for clock.now in (5.0, 10.0, 30.0):
+        factors.append(lateness.factor)
+    assert factors == sorted(factors, reverse=True)
+    assert factors[1] == pytest.approx((4 * CAUTION) ** 0.5)
+    assert factors[-1] == pytest.approx(CAUTION, rel=0.02)

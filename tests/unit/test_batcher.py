@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from scorer_server.batcher import Batcher, Ticket
+from scorer_server.batcher import Batcher
 from scorer_server.cost import CAUTION
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
+from scorer_server.tickets import Pending, Ticket
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.runtime import Floats, TokenBatch
 
@@ -21,7 +23,9 @@ D = 4
 
 
 class GatedRuntime:
-    """Encodes a text as its length, once the gate is open; "broken" texts fail. Behind the interface of Runtime."""
+    """Behind the interface of Runtime: encodes a text as its length, once the gate is open, "quick" ones at once;
+    "broken" and "unreadable" ones fail.
+    """
 
     bundle: Any = None
     engine = "float32"
@@ -36,6 +40,8 @@ class GatedRuntime:
         return 16
 
     def tokenize(self, texts: Sequence[str], tower: str = "query") -> TokenBatch:
+        if any("unreadable" in text for text in texts):
+            raise ValueError("the tokenizer broke")
         tokens = TokenBatch([np.zeros(3, dtype=np.int64) for _ in texts], np.array([len(text) > 40 for text in texts]))
         self._texts[id(tokens)] = list(texts)
         return tokens
@@ -43,7 +49,7 @@ class GatedRuntime:
     def embed(self, tokens: TokenBatch, tower: str = "query") -> Floats:
         texts = self._texts.pop(id(tokens))
         self.batches.append(texts)
-        assert self.gate.wait(30)
+        assert all("quick" in text for text in texts) or self.gate.wait(30)
         if any("broken" in text for text in texts):
             raise ValueError("the model broke")
         return np.array([[len(text)] * D for text in texts], dtype=np.float32)
@@ -122,22 +128,41 @@ def test_a_query_that_nobody_waits_for_is_never_started() -> None:
     run(test)
 
 
-def test_a_query_that_breaks_the_model_fails_alone() -> None:
-    """Its neighbours in the batch are encoded, and the engine goes on."""
+@pytest.mark.parametrize(("text", "message"), [("broken", "the model broke"), ("unreadable", "the tokenizer broke")])
+def test_a_query_that_breaks_the_model_fails_alone(text: str, message: str) -> None:
+    """Its neighbours in the batch are encoded, the engine goes on, and nothing is learned of what batches cost."""
 
     async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
         first = batcher.submit(["first"], runtime)
         await started(runtime, 1)
-        good, bad = batcher.submit(["good"], runtime), batcher.submit(["broken"], runtime)
+        good, bad = batcher.submit(["good"], runtime), batcher.submit([text], runtime)
         runtime.gate.set()
-        await asyncio.gather(first.done, good.done)
-        with pytest.raises(ValueError, match="the model broke"):
+        await first.done
+        learned = batcher.cost.seconds(2, 1024)
+        await good.done
+        with pytest.raises(ValueError, match=message):
             await bad.done
+        assert batcher.cost.seconds(2, 1024) == learned
         later = batcher.submit(["later"], runtime)
         await later.done
         assert (values(good), values(later)) == ([4], [5])
 
     run(test)
+
+
+def test_a_slow_query_holds_up_its_engine_alone() -> None:
+    """While one engine is at work on it, all others are answered by the other one."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        slow = batcher.submit(["slow"], runtime)
+        await started(runtime, 1)
+        quick = [batcher.submit([f"quick {number}"], runtime) for number in range(20)]
+        await asyncio.gather(*(ticket.done for ticket in quick))
+        assert not slow.done.done()
+        runtime.gate.set()
+        await slow.done
+
+    run(test, engines=2)
 
 
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
@@ -247,6 +272,70 @@ def test_answers_that_came_late_make_it_more_careful() -> None:
                 runtime.gate.set()
                 await asyncio.gather(first.done, second.done)
         assert batcher.lateness.factor > CAUTION
+
+    run(test)
+
+
+def test_what_a_request_does_after_its_last_query_is_no_lateness() -> None:
+    """A scan of all documents, or a large crossing, while the ticket is held says nothing of the engines."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        with batcher.submit(["idle"], runtime) as first:
+            await started(runtime, 1)
+            with batcher.submit(["waits"], runtime) as second:
+                runtime.gate.set()
+                await asyncio.gather(first.done, second.done)
+                second.submitted -= 10_000  # as if it were held for hours from here on
+        assert batcher.lateness.factor == CAUTION
+
+    run(test)
+
+
+def test_a_refusal_does_not_look_through_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only when somebody gave up, and then once: thousands of refusals a second must not cost what answers need."""
+    looks = 0
+    is_wanted = cast("property", Pending.is_wanted).__get__
+
+    def look(pending: Pending) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(is_wanted(pending))
+
+    monkeypatch.setattr(Pending, "is_wanted", property(look))
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        def refuse() -> None:
+            for _ in range(20):
+                with pytest.raises(DeadlineError):
+                    batcher.submit(["refused"], runtime, remaining=1)
+
+        batcher.cost.observe(tokens=2, seconds=100.0)
+        first = batcher.submit(["first"], runtime)
+        await started(runtime, 1)
+        queued = [batcher.submit([f"text {number}"], runtime) for number in range(50)]
+        before = looks
+        refuse()
+        assert looks == before
+        with batcher.submit(["given up"], runtime):
+            pass
+        refuse()
+        assert looks == before + 51
+        runtime.gate.set()
+        await asyncio.gather(first.done, *(ticket.done for ticket in queued))
+
+    run(test)
+
+
+def test_who_joins_a_query_that_waits_has_waited_since_then() -> None:
+    """Not since it came first: times of stages lie within the request's own."""
+
+    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
+        pending = Pending(("tower", "shared"), runtime, tokens=2, arrived=10.0)
+        ticket = Ticket(1, math.inf, lambda _: None)
+        ticket.submitted = 50.0
+        ticket.waited(pending, 60.0)
+        assert ticket.queue_s == 10
 
     run(test)
 
