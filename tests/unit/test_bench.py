@@ -18,6 +18,7 @@ from bench import environments, figures
 from bench.__main__ import PARTS
 from bench.driver import Driver, System, driving
 from bench.findings import Findings, Table
+from bench.kept import Kept
 from bench.load import Calls, closed, open_loop, poisson
 from bench.queries import QUERIES
 from bench.run import QUICK, Run
@@ -181,6 +182,22 @@ def test_findings_are_kept_as_they_were(tmp_path: Path) -> None:
     findings.figure("k", [1.5], "a ÷ b")
     findings.save(tmp_path / "part.json")
     assert Findings.load(tmp_path / "part.json") == findings
+
+
+def test_an_interrupted_run_goes_on_with_the_same_clean_commit_only(tmp_path: Path) -> None:
+    """Parts of another commit, of a dirty tree or of no known one are forgotten, as are those of who begins afresh."""
+
+    def left(before: str, now: str, *, fresh: bool = False) -> list[str]:
+        Kept(tmp_path / "parts").begin(before, fresh=True)
+        Kept(tmp_path / "parts").keep("floor", Findings(setting=""))
+        again = Kept(tmp_path / "parts")
+        assert again.begin(now, fresh=fresh) == (not again.found())
+        return [*again.found()]
+
+    assert left("1d598da", "1d598da") == ["floor"]
+    assert left("1d598da", "1d598da", fresh=True) == []
+    for before, now in (("1d598da", "7cbd0c7"), ("1d598da-dirty", "1d598da-dirty"), ("unknown", "unknown")):
+        assert left(before, now) == []
 
 
 def test_workloads_ask_real_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
