@@ -98,6 +98,7 @@ def as_markdown(parts: Sequence[Part], found: Mapping[str, Findings], *, quick: 
     lines += [*report.machine(*packages), *(f"- {environments.versions(name)}" for name in environments.REQUIREMENTS)]
     lines += [
         "- load generators run on the same cores; a server is stopped (SIGSTOP) while it is not measured",
+        "- queries are phrases of the demo's corpus, no real ones, as long as those of a product search",
         "- each ratio's sides take turns in rounds; medians over rounds, quartiles in brackets",
         "",
         "| figure | wanted | measured | reached | what was divided |",

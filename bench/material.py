@@ -1,4 +1,4 @@
-"""What is measured on: bundles of real and of untrained weights, stores, real queries, and what peers need of the same.
+"""What is measured on: bundles of real and of untrained weights, stores, queries, and what peers need of the same.
 
 Each is made when it is first asked for; what takes long and never changes is kept in the cache.
 
@@ -11,7 +11,7 @@ import json
 import random
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from bench.environments import CACHE
-from bench.queries import QUERIES
+from bench.queries import described, lengths, phrases
 from bench.serving import ROOT, NotMeasuredError, last_words
 from bench.systems import textbook
 from bench.systems.scorer import COMMAND
-from bench.workloads import phrases, uniform, zipf
+from bench.workloads import Workload, uniform, zipf
 from demo.corpus import write_corpus
 from store.documents import Batch
 from store.format import DIGEST
@@ -35,6 +35,7 @@ from twinbert.export import export
 from twinbert.importing import PACKAGES, import_bundle
 from twinbert.model.config import TowerConfig, TwinConfig
 from twinbert.model.twin import TwinBert
+from twinbert.tokenizer import WordPiece
 from twinbert.tokenizer.triletter import RESERVED, TRIGRAMS, save_triletter
 
 CORPUS = 2000  # documents of the demo's
@@ -109,11 +110,15 @@ class Material:
     @cached_property
     def texts(self) -> dict[str, str]:
         """Documents of the demo's corpus, the API of Python: id → text."""
-        path = self.folder / "corpus.jsonl"
-        write_corpus(path)
-        lines = random.Random(0).sample(path.read_text().splitlines(), CORPUS)
-        path.write_text("\n".join(lines) + "\n")
+        lines = random.Random(0).sample(self._corpus, CORPUS)
+        (self.folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
         return {entry["id"]: entry["text"] for entry in map(json.loads, lines)}
+
+    @cached_property
+    def _corpus(self) -> list[str]:
+        path = self.folder / "corpus-whole.jsonl"
+        write_corpus(path)
+        return path.read_text().splitlines()
 
     @cached_property
     def texts_file(self) -> Path:
@@ -149,8 +154,7 @@ class Material:
     @cached_property
     def checkpoint(self) -> Path:
         """MiniLM as Hugging Face publishes it, with its graph where infinity looks for it."""
-        package = PACKAGES["all-minilm-l6-v2"]
-        source = Path(str(resources.files(package.module))) / package.folder
+        source = _published()
         folder, onnx = CACHE / "checkpoint", CACHE / "checkpoint" / "onnx" / "model.onnx"
         for path in (path for path in source.rglob("*") if path.is_file()):
             link = folder / path.relative_to(source)
@@ -213,13 +217,23 @@ class Material:
         path = self.folder / "workload-zipf.json"
         return zipf(self._queries, [*self.texts], requests=ZIPF_REQUESTS).save(path)
 
+    def asked(self, workload: Path) -> str:
+        """How long the queries of a workload are, in words."""
+        asked = Workload.load(workload)
+        return described([asked.queries[query] for request in asked.sequence for query, _ in request], self._tokens)
+
     @cached_property
     def _queries(self) -> list[str]:
-        """Queries cut out of the corpus's texts, as long as those of `bench.queries`: so many that hardly two of those
-        in flight are equal, which a scorer encodes once.
-        """
-        bodies = [text.partition("\n")[2] for text in self.texts.values()]
-        return phrases(bodies, [len(query.split()) for query in QUERIES], DIFFERENT_QUERIES)
+        """So many that hardly two of those in flight are equal, which a scorer encodes once."""
+        bodies = [json.loads(line)["text"].partition("\n")[2] for line in self._corpus]
+        return phrases(bodies, lengths(DIFFERENT_QUERIES), self._tokens)
+
+    @cached_property
+    def _tokenizer(self) -> WordPiece:
+        return WordPiece(_published() / "tokenizer.json", max_tokens=256)
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer.encode(texts).ids]
 
     def _ids(self, documents: int | None) -> list[str]:
         if documents is None:
@@ -231,6 +245,12 @@ class Material:
 def number_ids(numbers: Any) -> list[str]:  # noqa: ANN401  an array of any integers
     """Ids of the documents of random stores."""
     return [f"document-{number}" for number in numbers.tolist()]
+
+
+def _published() -> Path:
+    """The folder of MiniLM's package."""
+    package = PACKAGES["all-minilm-l6-v2"]
+    return Path(str(resources.files(package.module))) / package.folder
 
 
 def _twinbert(*words: str) -> None:

@@ -1,4 +1,4 @@
-"""What is asked, the same of every system: requests of real queries and drawn candidates, in a file.
+"""What is asked, the same of every system: requests of queries and drawn candidates, in a file.
 
 Only the standard library: load generators read this in the environments of peers.
 """
@@ -73,18 +73,6 @@ def zipf(
     return Workload(
         queries=[*queries], candidates=candidates, sequence=[[(n, i % _LISTS)] for i, n in enumerate(numbers)]
     )
-
-
-def phrases(texts: Sequence[str], lengths: Sequence[int], count: int, *, seed: int = 0) -> list[str]:
-    """Different queries cut out of texts, with the numbers of words that real ones have."""
-    drawn, found = random.Random(seed), dict[str, None]()
-    split = [text.lower().split() for text in texts]
-    while len(found) < count:
-        words, length = drawn.choice(split), drawn.choice(lengths)
-        if len(words) >= length:
-            start = drawn.randrange(len(words) - length + 1)
-            found[" ".join(words[start : start + length])] = None
-    return [*found]
 
 
 def _candidates(ids: Sequence[str], drawn: random.Random) -> list[list[str]]:

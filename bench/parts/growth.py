@@ -22,9 +22,11 @@ def measure(run: Run) -> Findings:
     material, large = run.material, run.effort.documents
     bundle = material.triletter(_LAYERS)
     sizes = {f"{documents:,} documents": documents for documents in (_SMALL, large)}
+    workloads = {title: material.workload("growth", documents=documents) for title, documents in sizes.items()}
     findings = Findings(
         setting=f"The {_LAYERS}-layer tri-letter tower, float32, residual crossing, query cache off; stores of random "
-        f"rows, 128 dimensions as uint8; {p50(run.effort.calls)}."
+        f"rows, 128 dimensions as uint8; {p50(run.effort.calls)}; "
+        f"{material.asked(next(iter(workloads.values())))}."
     )
     room = shutil.disk_usage(material.folder).free
     if room < large * _BYTES_A_DOCUMENT:
@@ -38,7 +40,6 @@ def measure(run: Run) -> Findings:
         return scorer.system(title, bundle, store)
 
     systems = {title: partial(make, title, documents) for title, documents in sizes.items()}
-    workloads = {title: material.workload("growth", documents=documents) for title, documents in sizes.items()}
     with run.drivers(systems, workloads, findings) as drivers:
 
         def turn(driver: Driver) -> float:

