@@ -25,7 +25,7 @@ from bench.queries import described, lengths, phrases
 from bench.serving import ROOT, NotMeasuredError, last_words
 from bench.systems import textbook
 from bench.systems.scorer import COMMAND
-from bench.workloads import Workload, uniform, zipf
+from bench.workloads import LISTS, Workload, number_id, uniform, zipf
 from demo.corpus import write_corpus
 from store.documents import Batch
 from store.format import DIGEST
@@ -169,7 +169,7 @@ class Material:
         self, name: str, bundle: Path, documents: int, *, encoding: str = "float32", generations: int = 1
     ) -> tuple[Path, list[str]]:
         """A store of random embeddings that a bundle can serve, and the names of its generations, none with anything in
-        common; ids are as `number_ids` says.
+        common; ids are as `number_id` says.
         """
         path, names = self.folder / name, []
         store, opened = Store(path), Bundle.open(bundle, verify=False)
@@ -203,13 +203,18 @@ class Material:
             self._texts += len(numbers)
             times = np.full(len(numbers), 1_790_000_000_000)
             yield Batch(
-                ids=number_ids(numbers), digests=digests.view(DIGEST).reshape(-1), times=times, positions=numbers
+                ids=[number_id(number) for number in numbers.tolist()],
+                digests=digests.view(DIGEST).reshape(-1),
+                times=times,
+                positions=numbers,
             )
 
-    def workload(self, name: str, *, documents: int | None = None, tasks: int = 1) -> Path:
+    def workload(self, name: str, *, documents: int | None = None, tasks: int = 1, lists: int = LISTS) -> Path:
         """Uniform requests, of the corpus or of a random store of so many documents."""
         path = self.folder / f"workload-{name}-{documents}-{tasks}.json"
-        return path if path.exists() else uniform(self._queries, self._ids(documents), tasks=tasks).save(path)
+        if not path.exists():
+            uniform(self._queries, documents or [*self.texts], tasks=tasks, lists=lists).save(path)
+        return path
 
     @cached_property
     def zipf_workload(self) -> Path:
@@ -234,17 +239,6 @@ class Material:
 
     def _tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(texts).ids]
-
-    def _ids(self, documents: int | None) -> list[str]:
-        if documents is None:
-            return [*self.texts]
-        drawn = np.random.default_rng(1).integers(0, documents, 100_000)
-        return number_ids(np.unique(drawn))
-
-
-def number_ids(numbers: Any) -> list[str]:  # noqa: ANN401  an array of any integers
-    """Ids of the documents of random stores."""
-    return [f"document-{number}" for number in numbers.tolist()]
 
 
 def _published() -> Path:

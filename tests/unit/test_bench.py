@@ -220,6 +220,17 @@ def test_workloads_ask_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
     assert abs(counts[0] / counts[9] / 10 - 1) < 0.2
 
 
+def test_a_workload_of_a_large_store_hardly_asks_for_a_document_twice(tmp_path: Path) -> None:
+    """As many different lists in turn as are wanted, of documents from all over the store."""
+    large = Workload.load(uniform(QUERIES, 10_000_000, lists=2000).save(tmp_path / "large.json"))
+    asked = [ids for ((_, ids),) in itertools.islice(large.requests(), 2000)]
+    numbers = {int(one.removeprefix("document-")) for ids in asked for one in ids}
+    assert len(numbers) > 0.98 * 2000 * 100
+    assert all(len(set(ids)) == 100 for ids in asked)
+    assert 0 <= min(numbers) < 1000
+    assert 9_999_000 <= max(numbers) < 10_000_000
+
+
 def test_queries_are_different_phrases_of_the_lengths_that_are_wanted() -> None:
     """Runs of words that stand in a text, each as many words and tokens long as asked for; too few are refused."""
     texts, wanted = ["One two, three-four (five) six", "SEVEN eight"], [(2, 8), (2, 10), (3, 13), (1, 6)]
