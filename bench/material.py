@@ -209,11 +209,19 @@ class Material:
                 positions=numbers,
             )
 
-    def workload(self, name: str, *, documents: int | None = None, tasks: int = 1, lists: int = LISTS) -> Path:
+    def workload(
+        self,
+        name: str,
+        *,
+        documents: int | None = None,
+        queries: int = DIFFERENT_QUERIES,
+        tasks: int = 1,
+        lists: int = LISTS,
+    ) -> Path:
         """Uniform requests, of the corpus or of a random store of so many documents."""
         path = self.folder / f"workload-{name}-{documents}-{tasks}.json"
         if not path.exists():
-            uniform(self._queries, documents or [*self.texts], tasks=tasks, lists=lists).save(path)
+            uniform(self._queries[:queries], documents or [*self.texts], tasks=tasks, lists=lists).save(path)
         return path
 
     @cached_property
