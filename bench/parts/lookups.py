@@ -16,7 +16,7 @@ def measure(run: Run) -> Findings:
     corpus, folder = Corpus(run.effort.lookup_documents, 128), run.material.folder
     findings = Findings(
         setting=f"{CANDIDATES} random string ids of {corpus.documents:,} documents, {corpus.dimension} dimensions as "
-        "float32, one after the other in one process."
+        "float32, one after the other in one process, in a new order each round."
     )
     make(folder / corpus.name, corpus)
     with opened(folder / corpus.name) as generation, rows_by_id(folder / "gets", corpus) as gets:

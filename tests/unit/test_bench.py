@@ -11,12 +11,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import environments, figures
+from bench import environments, figures, lookup
 from bench.__main__ import PARTS
 from bench.driver import Driver, System, driving
 from bench.findings import Findings, Table
@@ -303,6 +304,34 @@ def test_a_system_that_does_not_start_is_reported_and_the_others_go_on(tmp_path:
     turns = {"good": lambda: 1.0, "bad": _breaks}
     assert run.interleaved(turns, 3, findings) == {"good": [1.0, 1.0, 1.0]}
     assert findings.missing["bad"] == "it broke"
+
+
+def test_turns_are_taken_in_a_new_order_each_round_but_for_one_that_others_need() -> None:
+    """Every turn once a round; over rounds each comes at each place, and the first one always first."""
+    taken: list[str] = []
+    turns = {name: partial(taken.append, name) for name in "abc"}
+    run = Run(QUICK, type("Folder", (), {})(), lambda _done, _rounds: None)
+    run.interleaved(turns, 30, Findings(setting=""))
+    run.interleaved(turns, 30, Findings(setting=""), first="c")
+    rounds = [tuple(taken[place : place + 3]) for place in range(0, len(taken), 3)]
+    assert {*rounds[:30]} == {*itertools.permutations("abc")}
+    assert {*rounds[30:]} == {("c", "a", "b"), ("c", "b", "a")}
+
+
+def test_lookups_take_turns_in_a_new_order_and_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a round in any order, each as often; beside a busy thread as often in all as is set, at least."""
+    taken: list[str] = []
+    steps: lookup.Steps = {name: (lambda: None, partial(_take, taken, name)) for name in "ab"}
+    monkeypatch.setattr(lookup, "CALLS", {"hot": 2})
+    monkeypatch.setattr(lookup, "BUSY_CALLS", 20)
+    times = lookup.timed(steps, 30, ("hot",))["hot"]
+    assert {tuple(taken[place : place + 4]) for place in range(0, len(taken), 4)} == {tuple("aabb"), tuple("bbaa")}
+    assert [*map(len, times["a"])] == [*map(len, times["b"])] == [2] * 30
+    assert [*map(len, lookup.timed(steps, 3, ("busy",))["busy"]["a"])] == [7] * 3
+
+
+def _take(taken: list[str], name: str, _argument: None) -> None:
+    taken.append(name)
 
 
 def _breaks() -> float:
