@@ -38,7 +38,7 @@ import onnxruntime
 from bench import report
 from bench.corpora import CANDIDATES, Corpus, bundle, make, opened, rows_by_id
 from scorer_server.ages import Ages
-from scorer_server.scoring import _Answer  # no other way to time it without gRPC
+from scorer_server.scoring import Answer
 from store.reader import Generation
 from twinbert.bundle import Bundle
 from twinbert.runtime import Floats, Runtime
@@ -249,16 +249,16 @@ def _answers(generation: Generation, runtime: Runtime, rounds: int) -> Times:
         task = pb.ScoreTask(query="query", document_ids=CROSSED[0].ids(random))
         return pb.ScoreRequest.FromString(pb.ScoreRequest(tasks=[task]).SerializeToString())
 
-    def prepared() -> _Answer:
-        return _Answer(request(), snapshot, "cosine")
+    def prepared() -> Answer:
+        return Answer(request(), snapshot, "cosine")
 
-    def finished() -> _Answer:
+    def finished() -> Answer:
         answer = prepared()
         answer.finish((embedding_D,))
         return answer
 
     steps: Steps = {
-        "prepare, while the query is encoded": (request, lambda request: _Answer(request, snapshot, "cosine")),
+        "prepare, while the query is encoded": (request, lambda request: Answer(request, snapshot, "cosine")),
         "finish, once it is": (prepared, lambda answer: answer.finish((embedding_D,))),
         "count their ages": (finished, lambda answer: ages.observe(answer.times_F, 1_800_000_000_000)),
     }

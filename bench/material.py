@@ -11,7 +11,7 @@ import json
 import random
 import subprocess
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.corpora import publish, served_by
 from bench.environments import CACHE
 from bench.queries import described, lengths, phrases
 from bench.serving import ROOT, NotMeasuredError, last_words
 from bench.systems import textbook
 from bench.systems.scorer import COMMAND
-from bench.workloads import LISTS, Workload, number_id, uniform, zipf
+from bench.workloads import LISTS, Workload, uniform, zipf
 from demo.corpus import write_corpus
-from store.documents import Batch
-from store.format import DIGEST
 from store.store import Store
 from twinbert.bundle import Bundle
 from twinbert.export import export
@@ -43,9 +42,6 @@ DIFFERENT_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
 
 # Of what int8 may cost in quality: an untrained tower has none to lose.
 _NO_LIMITS = ("--max-score-largest", "1", "--max-score-mean", "1", "--min-cosine", "-1", "--min-overlap", "0")
-
-_BLOCK = 1 << 16
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
 
 
 class Material:
@@ -172,42 +168,11 @@ class Material:
         common; ids are as `number_id` says.
         """
         path, names = self.folder / name, []
-        store, opened = Store(path), Bundle.open(bundle, verify=False)
-        block_nD = np.random.default_rng(0).uniform(-1, 1, (_BLOCK, opened.dimension)).astype(np.float32)
-        if opened.normalisation == "l2":
-            block_nD /= np.linalg.norm(block_nD, axis=1, keepdims=True)
+        settings = served_by(Bundle.open(bundle, verify=False)) | {"encoding": encoding}
         for _ in range(generations):
-            writer = store.writer(
-                fingerprint=opened.fingerprint,
-                model=opened.model,
-                dimension=opened.dimension,
-                encoding=encoding,
-                fixed_step=opened.fixed_step,
-                id_type="string",
-                software="bench",
-            )
-            with writer:
-                for batch in self._batches(documents):
-                    writer.add(batch, block_nD[: len(batch.ids)])
-                with writer.seal():
-                    pass
-                names.append(writer.publish({}))
+            names.append(publish(Store(path), documents, first_text=self._texts, **settings))
+            self._texts += documents
         return path, names
-
-    def _batches(self, documents: int) -> Iterator[Batch]:
-        """Documents with texts that nobody had before."""
-        for start in range(0, documents, _BLOCK):
-            numbers = np.arange(start, min(start + _BLOCK, documents))
-            digests = np.zeros((len(numbers), 2), np.uint64)
-            digests[:, 0] = np.arange(self._texts, self._texts + len(numbers), dtype=np.uint64) * _ODD
-            self._texts += len(numbers)
-            times = np.full(len(numbers), 1_790_000_000_000)
-            yield Batch(
-                ids=[number_id(number) for number in numbers.tolist()],
-                digests=digests.view(DIGEST).reshape(-1),
-                times=times,
-                positions=numbers,
-            )
 
     def workload(
         self,
