@@ -36,6 +36,7 @@ def measure(run: Run) -> Findings:
         first, second, third = titles
         findings.figure("lookup_over_take", ratios(ours, take), f"{first} ÷ {second}")
         findings.figure("get_over_lookup", ratios(get, ours), f"{third} ÷ {first}")
+        findings.figure("lookup_us", ours, f"{first}, {corpus.documents:,} documents")
     return findings
 
 
@@ -44,5 +45,6 @@ PART = Part(
     title="Lookup",
     seconds=(60, 10),
     figures=("lookup_over_take", "get_over_lookup"),
+    further=("lookup_us",),
     measure=measure,
 )

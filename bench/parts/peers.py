@@ -147,7 +147,7 @@ def _report(
         ]
         throughput.add(name, values, *over)
     findings.tables += [latency, throughput]
-    for key, peer in (("infinity", _TORCH), ("textbook", _TEXTBOOK)):
+    for key, peer in (("infinity", _TORCH), ("infinity_onnx", _ONNX), ("textbook", _TEXTBOOK)):
         engine = next((engine for engine in ENGINES if _ours(engine) in loaded), None)
         if engine is not None and peer in loaded:
             findings.figure(
@@ -170,5 +170,6 @@ PART = Part(
         "textbook_over_score_p50",
         "textbook_over_score_throughput",
     ),
+    further=("infinity_onnx_over_score_p50", "infinity_onnx_over_score_throughput"),
     measure=measure,
 )

@@ -163,6 +163,8 @@ def test_every_figure_belongs_to_one_part() -> None:
     """What the parts say they measure is what the report wants, each once."""
     measured = [key for part in PARTS for key in part.figures]
     assert sorted(measured) == sorted(KEYS)
+    further = [key for part in PARTS for key in part.further]
+    assert sorted(further) == sorted(figure.key for figure in figures.FURTHER)
 
 
 def test_the_report_says_what_was_reached(tmp_path: Path) -> None:
@@ -179,6 +181,19 @@ def test_the_report_says_what_was_reached(tmp_path: Path) -> None:
     assert (reached["≤ 4"], reached["≥ 0.75"], reached["≥ 0.85"]) == ("no", "yes", "no")
     assert "cross-encoder" not in path.read_text()
     assert json.loads(path.with_suffix(".json").read_text())["figures"][KEYS[8]]["value"] == 0.8
+
+
+def test_what_else_is_wanted_stands_in_a_table_of_its_own_and_not_in_the_json(tmp_path: Path) -> None:
+    """What infinity's ONNX engine takes is held against 2; what a part that was run did not measure is named, too."""
+    key = "infinity_onnx_over_score_p50"
+    found = {"peers": Findings(setting="", figures={key: [1.8, 1.9, 2.4]}, sides={key: "p50: a ÷ b"})}
+    path = figures.write(tmp_path, PARTS, found, quick=False)
+    _, first, second = path.read_text().partition("## What people use")[0].rpartition("| further figure | wanted |")
+    assert first
+    assert "| infinity on ONNX Runtime ÷ ours, p50 alone | ≥ 2 | 1.90 (1.85 to 2.15) | no | p50: a ÷ b |" in second
+    assert "| the same, throughput at 16 clients | ≥ 2 | – | not measured | |" in second
+    assert "lookup" not in second
+    assert tuple(json.loads(path.with_suffix(".json").read_text())["figures"]) == KEYS
 
 
 def test_findings_are_kept_as_they_were(tmp_path: Path) -> None:
