@@ -36,7 +36,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from bench import report
-from bench.corpora import CANDIDATES, Corpus, bundle, make, opened, rows_by_id
+from bench.corpora import Corpus, bundle, make, opened, rows_by_id
+from bench.workloads import CANDIDATES
 from scorer_server.ages import Ages
 from scorer_server.scoring import Answer
 from store.reader import Generation

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from bench import lookup
-from bench.corpora import CANDIDATES, Corpus, make, opened, rows_by_id
+from bench.corpora import Corpus, make, opened, rows_by_id
 from bench.findings import Findings, Table, ratios
 from bench.parts import Part
 from bench.run import FULL, Run
+from bench.workloads import CANDIDATES
 
 
 def measure(run: Run) -> Findings:
