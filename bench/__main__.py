@@ -2,25 +2,23 @@
 
     python -m bench [--quick] [--only PART[,PART…]] [--fresh]
 
-Parts that are done are kept in `.bench/`, so a run that was interrupted goes on with the others. The report is written
-when all are done: a full run's to `bench/results/`, a quick one's to `.bench/`.
+Parts that are done are kept in `.bench/`, so a run that was interrupted goes on with the others, if the code is a clean
+commit and still the same. The report is written when all are done: a full run's to `bench/results/`, a quick one's to
+`.bench/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import figures
+from bench import figures, report
 from bench.environments import CACHE
 from bench.findings import Findings
+from bench.kept import Kept
 from bench.material import Material
 from bench.parts import Part, beside, cross_encoders, floor, growth, load, lookups, peers, throughput
 from bench.report import RESULTS
@@ -50,8 +48,10 @@ def main() -> None:
     only = arguments.only.split(",") if arguments.only else None
     if unknown := sorted({*(only or ())} - {*names}):
         parser.error(f"--only: no part is called {unknown[0]}; there are {', '.join(names)}")
-    kept = _Kept(quick=arguments.quick)
-    kept.begin(fresh=arguments.fresh)
+    kept = Kept(CACHE / ("parts-quick" if arguments.quick else "parts"))
+    commit = report.commit()
+    if kept.begin(commit, fresh=arguments.fresh):
+        print(f"{commit}: begins afresh; parts are kept for the same clean commit on as many cores", file=sys.stderr)
     chosen = [part for part in PARTS if (part.name in only if only else part.name not in kept.found())]
     _measure(chosen, kept, quick=arguments.quick)
     found = kept.found()
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"written to {path.relative_to(ROOT)} and {path.with_suffix('.json').name}")
 
 
-def _measure(parts: Sequence[Part], kept: _Kept, *, quick: bool) -> None:
+def _measure(parts: Sequence[Part], kept: Kept, *, quick: bool) -> None:
     """Runs parts, each with a folder of its own for what it makes."""
     progress = Progress({part.name: part.seconds[quick] for part in parts})
     minutes = progress.expected() / 60
@@ -83,37 +83,8 @@ def _measure(parts: Sequence[Part], kept: _Kept, *, quick: bool) -> None:
                 findings = part.measure(run)
             except NotMeasuredError as reason:
                 findings = Findings(setting="Not measured.", missing={part.title: str(reason)})
-            kept.keep(part, findings)
+            kept.keep(part.name, findings)
     progress.end()
-
-
-class _Kept:
-    """What the parts of a run have found, in the cache, until its report is written."""
-
-    def __init__(self, *, quick: bool) -> None:
-        self._folder = CACHE / ("parts-quick" if quick else "parts")
-
-    def begin(self, *, fresh: bool) -> None:
-        """Forgets what another commit has done."""
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-        state = json.dumps({"commit": commit.stdout.strip(), "cores": len(os.sched_getaffinity(0))})
-        path = self._folder / "state"
-        if fresh or not path.exists() or path.read_text() != state:
-            self.forget()
-            self._folder.mkdir(parents=True)
-            path.write_text(state)
-
-    def keep(self, part: Part, findings: Findings) -> None:
-        """Keeps what a part has found."""
-        findings.save(self._folder / f"{part.name}.json")
-
-    def found(self) -> dict[str, Findings]:
-        """What is kept, by part."""
-        return {path.stem: Findings.load(path) for path in sorted(self._folder.glob("*.json"))}
-
-    def forget(self) -> None:
-        """Removes all."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from bench.workloads import CANDIDATES, number_id
 from store.documents import Batch
 from store.format import DIGEST
 from store.manifest import IdType
@@ -23,9 +24,7 @@ from twinbert.model.config import ResidualConfig, TowerConfig, TwinConfig
 from twinbert.model.twin import TwinBert
 from twinbert.tokenizer import TriLetter, save_triletter
 
-CANDIDATES = 100
-
-_BATCH = 1 << 15
+_BLOCK = 1 << 16
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
 
 
@@ -46,7 +45,7 @@ class Corpus:
     def ids(self, random: np.random.Generator) -> list[str] | npt.NDArray[np.uint64]:
         """Random ids, as requests bring them."""
         numbers = random.integers(0, self.documents, CANDIDATES)
-        return numbers.astype(np.uint64) if self.id_type == "integer" else _strings(numbers)
+        return numbers.astype(np.uint64) if self.id_type == "integer" else number_ids(numbers)
 
 
 @contextlib.contextmanager
@@ -58,31 +57,56 @@ def opened(path: Path) -> Iterator[Generation]:
         yield generation
 
 
-def _strings(numbers: npt.NDArray[np.int64]) -> list[str]:
-    return [f"document-{number}" for number in numbers.tolist()]
-
-
 def make(path: Path, corpus: Corpus) -> None:
-    """Publishes random embeddings of length 1, unless an earlier run did."""
-    if (path / "CURRENT").exists():
-        return
-    random = np.random.default_rng(0)
-    settings: dict[str, Any] = {"fingerprint": "fe" * 32, "model": "8d" * 32, "fixed_step": False, "software": "bench"}
-    settings |= {"id_type": corpus.id_type, "encoding": corpus.encoding, "dimension": corpus.dimension}
-    with Store(path).writer(**settings) as writer:
-        for start in range(0, corpus.documents, _BATCH):
-            some = np.arange(start, min(start + _BATCH, corpus.documents))
-            digests = np.zeros((len(some), 2), np.uint64)
-            digests[:, 0] = (some.astype(np.uint64) + np.uint64(1)) * _ODD
-            ids: Any = some.tolist() if corpus.id_type == "integer" else _strings(some)
-            digest_N = digests.view(DIGEST).reshape(-1)
-            batch = Batch(ids=ids, digests=digest_N, times=1_700_000_000_000 + some, positions=some)
-            assert not writer.add_known(batch).any()
-            vectors_ND = random.standard_normal((len(some), corpus.dimension), np.float32)
-            writer.add(batch, vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
+    """Publishes a corpus, unless an earlier run did."""
+    if not (path / "CURRENT").exists():
+        settings: dict[str, Any] = {"fingerprint": "fe" * 32, "model": "8d" * 32, "fixed_step": False}
+        settings |= {"id_type": corpus.id_type, "encoding": corpus.encoding, "dimension": corpus.dimension}
+        publish(Store(path), corpus.documents, **settings)
+
+
+def served_by(bundle: Bundle) -> dict[str, Any]:
+    """Settings of a store with string ids that a bundle can serve; see `publish`."""
+    settings: dict[str, Any] = {"fingerprint": bundle.fingerprint, "model": bundle.model, "id_type": "string"}
+    return settings | {"dimension": bundle.dimension, "fixed_step": bundle.fixed_step}
+
+
+def publish(store: Store, documents: int, *, first_text: int = 0, **settings: Any) -> str:  # noqa: ANN401  each its own
+    """Publishes documents with random embeddings of length 1, a block of them again and again.
+
+    Args:
+        store: where to.
+        documents: how many, numbered from 0 on.
+        first_text: see `numbered`.
+        settings: of `Store.writer`.
+
+    Returns:
+        The generation's name.
+    """
+    block_ND = np.random.default_rng(0).standard_normal((_BLOCK, settings["dimension"]), np.float32)
+    block_ND /= np.linalg.norm(block_ND, axis=1, keepdims=True)
+    with store.writer(**settings, software="bench") as writer:
+        for start in range(0, documents, _BLOCK):
+            numbers = np.arange(start, min(start + _BLOCK, documents))
+            batch = numbered(numbers, first_text + start, integer=settings["id_type"] == "integer")
+            writer.add(batch, block_ND[: len(numbers)])
         with writer.seal():
             pass
-        writer.publish({})
+        return writer.publish({})
+
+
+def numbered(numbers: npt.NDArray[np.int64], first_text: int, *, integer: bool = False) -> Batch:
+    """Documents of these numbers; their texts are numbered too, from `first_text` on, and differ where numbers do."""
+    digests = np.zeros((len(numbers), 2), np.uint64)
+    digests[:, 0] = np.arange(first_text, first_text + len(numbers), dtype=np.uint64) * _ODD
+    ids: Any = numbers.tolist() if integer else number_ids(numbers)
+    times = np.full(len(numbers), 1_790_000_000_000)
+    return Batch(ids=ids, digests=digests.view(DIGEST).reshape(-1), times=times, positions=numbers)
+
+
+def number_ids(numbers: npt.NDArray[np.int64]) -> list[str]:
+    """String ids of documents of these numbers."""
+    return [number_id(number) for number in numbers.tolist()]
 
 
 def rows_by_id(path: Path, corpus: Corpus) -> lmdb.Environment:
@@ -92,7 +116,7 @@ def rows_by_id(path: Path, corpus: Corpus) -> lmdb.Environment:
         path.mkdir(parents=True)
         row = bytes(4 * corpus.dimension)
         with lmdb.open(str(path), map_size=size, sync=False) as env, env.begin(write=True) as transaction:
-            for id_ in sorted(_strings(np.arange(corpus.documents))):
+            for id_ in sorted(number_ids(np.arange(corpus.documents))):
                 transaction.put(id_.encode(), row, append=True)
     return lmdb.open(str(path), map_size=size, readonly=True, lock=False)
 

@@ -21,18 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import report
+from bench.corpora import number_ids, numbered
 from encoder_server.settings import MAX_SEGMENTS
 from store.compaction import compact
-from store.documents import Batch
-from store.format import DIGEST
 from store.store import Store
 
 CANDIDATES = 100
 CALLS = 200  # of each lookup in a round
 CHANGED = 1_000  # documents of each delta that lookups meet
 BATCH = 1 << 14
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
 
 
 def main() -> None:
@@ -65,15 +62,8 @@ class _Bench:
         with store.writer(**settings, delta=delta) as writer:
             for start in range(0, len(numbers), BATCH):
                 some = numbers[start : start + BATCH]
-                digests = np.zeros((len(some), 2), np.uint64)
-                digests[:, 0] = np.arange(self._texts, self._texts + len(some), dtype=np.uint64) * _ODD
+                batch = numbered(some, self._texts)
                 self._texts += len(some)
-                batch = Batch(
-                    ids=_ids(some),
-                    digests=digests.view(DIGEST).reshape(-1),
-                    times=np.zeros(len(some), np.int64),
-                    positions=some,
-                )
                 assert not writer.add_known(batch).any()
                 writer.add(batch, self._random.standard_normal((len(some), self._dimension), np.float32))
             with writer.seal():
@@ -101,8 +91,8 @@ class _Bench:
         seconds: dict[str, list[float]] = {"one": [], "few": [], "spread": []}
         for number in range(-1, rounds):  # the first round only warms up
             for _ in range(CALLS):
-                ids, others = (_ids(self._random.integers(0, self._documents, CANDIDATES)) for _ in range(2))
-                everywhere = _ids(
+                ids, others = (number_ids(self._random.integers(0, self._documents, CANDIDATES)) for _ in range(2))
+                everywhere = number_ids(
                     np.concatenate([self._random.choice(part, CANDIDATES // MAX_SEGMENTS) for part in spread])
                 )
                 for name, generation, asked in (
@@ -151,10 +141,6 @@ class _Bench:
             "",
         ]
         return "\n".join(lines)
-
-
-def _ids(numbers: npt.NDArray[np.int64]) -> list[str]:
-    return [f"document-{number}" for number in numbers.tolist()]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import gc
 import itertools
+import math
 import os
 import tempfile
 import threading
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,15 +36,17 @@ import numpy.typing as npt
 import onnxruntime
 
 from bench import report
-from bench.corpora import CANDIDATES, Corpus, bundle, make, opened, rows_by_id
+from bench.corpora import Corpus, bundle, make, opened, rows_by_id
+from bench.workloads import CANDIDATES
 from scorer_server.ages import Ages
-from scorer_server.scoring import _Answer  # no other way to time it without gRPC
+from scorer_server.scoring import Answer
 from store.reader import Generation
 from twinbert.bundle import Bundle
 from twinbert.runtime import Floats, Runtime
 from twinbert.v1 import scorer_pb2 as pb
 
-CALLS = {"hot": 100, "cold": 8, "busy": 8}  # of each step in a round
+CALLS = {"hot": 100, "cold": 8}  # of each step in a round
+BUSY_CALLS = 500  # of each step in all rounds, at least: fewer have no p99
 MILLION = 1_000_000
 
 _JUNK = np.random.default_rng(1).standard_normal((700, 700), np.float32)
@@ -100,8 +104,9 @@ def _measure(folder: Path, rounds: int) -> str:
         "# Lookup and crossing",
         "",
         *report.machine("numpy", "lmdb", "onnxruntime", "xxhash"),
-        f"- {rounds} rounds of {CALLS['hot']} calls hot, {CALLS['cold']} cold, {CALLS['busy']} busy; "
-        f"{CANDIDATES} random ids; the dimension is behind the number of documents",
+        f"- calls of each step, in {rounds} rounds, in a new order each: "
+        f"{', '.join(f'{rounds * _calls(way, rounds):,} {way}' for way in ('hot', 'cold', 'busy'))}",
+        f"- {CANDIDATES} random ids; the dimension is behind the number of documents",
         f"- memory beyond the maps (RssAnon) of an open generation of {LOOKUPS[-1].documents:,} documents, bytes a "
         f"document: {max(memory[LOOKUPS[-1]], memory[LOOKUPS[-2]]):.2f}",
         "",
@@ -120,13 +125,13 @@ Times = dict[str, dict[str, list[list[float]]]]  # by way and step, of each roun
 
 
 def timed(steps: Steps, rounds: int, ways: tuple[str, ...]) -> Times:
-    """Seconds of steps in turn; each is given something that was made for the call, before the caches are cold."""
+    """Seconds of steps, in a new order each round; a call is given what was made for it before the caches were cold."""
     times: Times = {way: {name: [] for name in steps} for way in ways}
     for number, way in itertools.product(range(-1, rounds), ways):  # the first round only warms up
         with _busy() if way == "busy" else contextlib.nullcontext():
-            for name, (make, step) in steps.items():
-                seconds = []
-                for _ in range(CALLS[way]):
+            for name in Random(number).sample([*steps], len(steps)):
+                (make, step), seconds = steps[name], []
+                for _ in range(_calls(way, rounds)):
                     argument = make()
                     _before(way)
                     begun = time.perf_counter()
@@ -135,6 +140,11 @@ def timed(steps: Steps, rounds: int, ways: tuple[str, ...]) -> Times:
                 if number >= 0:
                     times[way][name].append(seconds)
     return times
+
+
+def _calls(way: str, rounds: int) -> int:
+    """Of each step in a round."""
+    return CALLS.get(way) or math.ceil(BUSY_CALLS / rounds)
 
 
 def _before(way: str) -> None:
@@ -240,16 +250,16 @@ def _answers(generation: Generation, runtime: Runtime, rounds: int) -> Times:
         task = pb.ScoreTask(query="query", document_ids=CROSSED[0].ids(random))
         return pb.ScoreRequest.FromString(pb.ScoreRequest(tasks=[task]).SerializeToString())
 
-    def prepared() -> _Answer:
-        return _Answer(request(), snapshot, "cosine")
+    def prepared() -> Answer:
+        return Answer(request(), snapshot, "cosine")
 
-    def finished() -> _Answer:
+    def finished() -> Answer:
         answer = prepared()
         answer.finish((embedding_D,))
         return answer
 
     steps: Steps = {
-        "prepare, while the query is encoded": (request, lambda request: _Answer(request, snapshot, "cosine")),
+        "prepare, while the query is encoded": (request, lambda request: Answer(request, snapshot, "cosine")),
         "finish, once it is": (prepared, lambda answer: answer.finish((embedding_D,))),
         "count their ages": (finished, lambda answer: ages.observe(answer.times_F, 1_800_000_000_000)),
     }

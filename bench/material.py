@@ -1,4 +1,4 @@
-"""What is measured on: bundles of real and of untrained weights, stores, real queries, and what peers need of the same.
+"""What is measured on: bundles of real and of untrained weights, stores, queries, and what peers need of the same.
 
 Each is made when it is first asked for; what takes long and never changes is kept in the cache.
 
@@ -11,7 +11,7 @@ import json
 import random
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.corpora import publish, served_by
 from bench.environments import CACHE
-from bench.queries import QUERIES
+from bench.queries import described, lengths, phrases
 from bench.serving import ROOT, NotMeasuredError, last_words
 from bench.systems import textbook
 from bench.systems.scorer import COMMAND
-from bench.workloads import phrases, uniform, zipf
+from bench.workloads import LISTS, Workload, uniform, zipf
 from demo.corpus import write_corpus
-from store.documents import Batch
-from store.format import DIGEST
 from store.store import Store
 from twinbert.bundle import Bundle
 from twinbert.export import export
 from twinbert.importing import PACKAGES, import_bundle
 from twinbert.model.config import TowerConfig, TwinConfig
 from twinbert.model.twin import TwinBert
+from twinbert.tokenizer import WordPiece
 from twinbert.tokenizer.triletter import RESERVED, TRIGRAMS, save_triletter
 
 CORPUS = 2000  # documents of the demo's
@@ -42,9 +42,6 @@ DIFFERENT_QUERIES, ZIPF_REQUESTS = 10_000, 20_000
 
 # Of what int8 may cost in quality: an untrained tower has none to lose.
 _NO_LIMITS = ("--max-score-largest", "1", "--max-score-mean", "1", "--min-cosine", "-1", "--min-overlap", "0")
-
-_BLOCK = 1 << 16
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
 
 
 class Material:
@@ -109,11 +106,15 @@ class Material:
     @cached_property
     def texts(self) -> dict[str, str]:
         """Documents of the demo's corpus, the API of Python: id → text."""
-        path = self.folder / "corpus.jsonl"
-        write_corpus(path)
-        lines = random.Random(0).sample(path.read_text().splitlines(), CORPUS)
-        path.write_text("\n".join(lines) + "\n")
+        lines = random.Random(0).sample(self._corpus, CORPUS)
+        (self.folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
         return {entry["id"]: entry["text"] for entry in map(json.loads, lines)}
+
+    @cached_property
+    def _corpus(self) -> list[str]:
+        path = self.folder / "corpus-whole.jsonl"
+        write_corpus(path)
+        return path.read_text().splitlines()
 
     @cached_property
     def texts_file(self) -> Path:
@@ -149,8 +150,7 @@ class Material:
     @cached_property
     def checkpoint(self) -> Path:
         """MiniLM as Hugging Face publishes it, with its graph where infinity looks for it."""
-        package = PACKAGES["all-minilm-l6-v2"]
-        source = Path(str(resources.files(package.module))) / package.folder
+        source = _published()
         folder, onnx = CACHE / "checkpoint", CACHE / "checkpoint" / "onnx" / "model.onnx"
         for path in (path for path in source.rglob("*") if path.is_file()):
             link = folder / path.relative_to(source)
@@ -165,47 +165,29 @@ class Material:
         self, name: str, bundle: Path, documents: int, *, encoding: str = "float32", generations: int = 1
     ) -> tuple[Path, list[str]]:
         """A store of random embeddings that a bundle can serve, and the names of its generations, none with anything in
-        common; ids are as `number_ids` says.
+        common; ids are as `number_id` says.
         """
         path, names = self.folder / name, []
-        store, opened = Store(path), Bundle.open(bundle, verify=False)
-        block_nD = np.random.default_rng(0).uniform(-1, 1, (_BLOCK, opened.dimension)).astype(np.float32)
-        if opened.normalisation == "l2":
-            block_nD /= np.linalg.norm(block_nD, axis=1, keepdims=True)
+        settings = served_by(Bundle.open(bundle, verify=False)) | {"encoding": encoding}
         for _ in range(generations):
-            writer = store.writer(
-                fingerprint=opened.fingerprint,
-                model=opened.model,
-                dimension=opened.dimension,
-                encoding=encoding,
-                fixed_step=opened.fixed_step,
-                id_type="string",
-                software="bench",
-            )
-            with writer:
-                for batch in self._batches(documents):
-                    writer.add(batch, block_nD[: len(batch.ids)])
-                with writer.seal():
-                    pass
-                names.append(writer.publish({}))
+            names.append(publish(Store(path), documents, first_text=self._texts, **settings))
+            self._texts += documents
         return path, names
 
-    def _batches(self, documents: int) -> Iterator[Batch]:
-        """Documents with texts that nobody had before."""
-        for start in range(0, documents, _BLOCK):
-            numbers = np.arange(start, min(start + _BLOCK, documents))
-            digests = np.zeros((len(numbers), 2), np.uint64)
-            digests[:, 0] = np.arange(self._texts, self._texts + len(numbers), dtype=np.uint64) * _ODD
-            self._texts += len(numbers)
-            times = np.full(len(numbers), 1_790_000_000_000)
-            yield Batch(
-                ids=number_ids(numbers), digests=digests.view(DIGEST).reshape(-1), times=times, positions=numbers
-            )
-
-    def workload(self, name: str, *, documents: int | None = None, tasks: int = 1) -> Path:
+    def workload(
+        self,
+        name: str,
+        *,
+        documents: int | None = None,
+        queries: int = DIFFERENT_QUERIES,
+        tasks: int = 1,
+        lists: int = LISTS,
+    ) -> Path:
         """Uniform requests, of the corpus or of a random store of so many documents."""
         path = self.folder / f"workload-{name}-{documents}-{tasks}.json"
-        return path if path.exists() else uniform(self._queries, self._ids(documents), tasks=tasks).save(path)
+        if not path.exists():
+            uniform(self._queries[:queries], documents or [*self.texts], tasks=tasks, lists=lists).save(path)
+        return path
 
     @cached_property
     def zipf_workload(self) -> Path:
@@ -213,24 +195,29 @@ class Material:
         path = self.folder / "workload-zipf.json"
         return zipf(self._queries, [*self.texts], requests=ZIPF_REQUESTS).save(path)
 
+    def asked(self, workload: Path) -> str:
+        """How long the queries of a workload are, in words."""
+        asked = Workload.load(workload)
+        return described([asked.queries[query] for request in asked.sequence for query, _ in request], self._tokens)
+
     @cached_property
     def _queries(self) -> list[str]:
-        """Queries cut out of the corpus's texts, as long as those of `bench.queries`: so many that hardly two of those
-        in flight are equal, which a scorer encodes once.
-        """
-        bodies = [text.partition("\n")[2] for text in self.texts.values()]
-        return phrases(bodies, [len(query.split()) for query in QUERIES], DIFFERENT_QUERIES)
+        """So many that hardly two of those in flight are equal, which a scorer encodes once."""
+        bodies = [json.loads(line)["text"].partition("\n")[2] for line in self._corpus]
+        return phrases(bodies, lengths(DIFFERENT_QUERIES), self._tokens)
 
-    def _ids(self, documents: int | None) -> list[str]:
-        if documents is None:
-            return [*self.texts]
-        drawn = np.random.default_rng(1).integers(0, documents, 100_000)
-        return number_ids(np.unique(drawn))
+    @cached_property
+    def _tokenizer(self) -> WordPiece:
+        return WordPiece(_published() / "tokenizer.json", max_tokens=256)
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer.encode(texts).ids]
 
 
-def number_ids(numbers: Any) -> list[str]:  # noqa: ANN401  an array of any integers
-    """Ids of the documents of random stores."""
-    return [f"document-{number}" for number in numbers.tolist()]
+def _published() -> Path:
+    """The folder of MiniLM's package."""
+    package = PACKAGES["all-minilm-l6-v2"]
+    return Path(str(resources.files(package.module))) / package.folder
 
 
 def _twinbert(*words: str) -> None:

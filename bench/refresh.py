@@ -33,10 +33,9 @@ import numpy as np
 
 from bench import report
 from bench.averaging import averaging_bundle
+from bench.corpora import publish, served_by
 from demo.corpus import write_corpus
 from encoder_server.settings import default_workers
-from store.documents import Batch
-from store.format import DIGEST
 from store.store import Store
 from tests.servers import running
 from twinbert.bundle import TOWERS, Bundle
@@ -51,8 +50,6 @@ ENGINE_DOCUMENTS = 1_000  # beside unchanged ones
 DELTAS = 8
 
 _BUNDLE = Path(__file__).resolve().parent.parent / ".demo" / "bundle"
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # times a number, a digest that no other has
-_BATCH = 1 << 14
 
 Figures = dict[str, list[Any]]
 
@@ -171,7 +168,7 @@ def _memory(process: int) -> dict[str, int]:
 def _deltas(folder: Path) -> dict[str, Any]:
     bundle, store = Bundle.open(_BUNDLE, verify=False), folder / "deltas"
     if not store.exists():
-        _publish_random(Store(store), bundle)
+        publish(Store(store), DOCUMENTS, **served_by(bundle), encoding="float32")  # deltas do not look at embeddings
     random, grpc_ms, command_ms, whole_ms = np.random.default_rng(time.time_ns()), [], [], []
     with running("encoder", _BUNDLE, store) as server, EncoderClient(server.address) as client:
         for _ in range(DELTAS):
@@ -205,34 +202,6 @@ def _changes(random: np.random.Generator) -> list[Document | Deletion]:
         *(Document(f"document-{number}", f"wood screws, {number} x {time.time_ns()} mm") for number in numbers[:8]),
         *(Deletion(f"document-{number}") for number in numbers[8:]),
     ]
-
-
-def _publish_random(store: Store, bundle: Bundle) -> None:
-    """A million documents with the bundle's fingerprint and random embeddings: deltas do not look at them."""
-    random = np.random.default_rng(0)
-    with store.writer(
-        fingerprint=bundle.fingerprint,
-        model=bundle.model,
-        dimension=bundle.dimension,
-        encoding="float32",
-        fixed_step=bundle.fixed_step,
-        id_type="string",
-        software="bench",
-    ) as writer:
-        for start in range(0, DOCUMENTS, _BATCH):
-            numbers = np.arange(start, min(start + _BATCH, DOCUMENTS))
-            digests = np.zeros((len(numbers), 2), np.uint64)
-            digests[:, 0] = numbers.astype(np.uint64) * _ODD
-            batch = Batch(
-                ids=[f"document-{number}" for number in numbers.tolist()],
-                digests=digests.view(DIGEST).reshape(-1),
-                times=np.zeros(len(numbers), np.int64),
-                positions=numbers,
-            )
-            writer.add(batch, random.standard_normal((len(numbers), bundle.dimension), np.float32))
-        with writer.seal():
-            pass
-        writer.publish({})
 
 
 def _engine(texts: list[str]) -> Callable[[], float]:

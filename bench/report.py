@@ -22,13 +22,18 @@ def machine(*packages: str) -> list[str]:
     model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
     flags = next((line.split() for line in cpuinfo if line.startswith("flags")), [])
     wide = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return [
         f"- {len(os.sched_getaffinity(0))} cores of {model} ({', '.join(wide)}), shared with other machines",
         f"- Python {platform.python_version()}, {versions}",
-        f"- commit {commit.stdout.strip() or 'unknown'}",
+        f"- commit {commit()}",
     ]
+
+
+def commit() -> str:
+    """Of this code; ends in `-dirty` where files were changed since, and is `unknown` where there is no git."""
+    words = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def write(name: str, text: str) -> Path:

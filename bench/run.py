@@ -102,7 +102,7 @@ class Run:
             yield started
 
     def interleaved(
-        self, turns: Mapping[str, Callable[[], T]], rounds: int, findings: Findings, *, together: bool = False
+        self, turns: Mapping[str, Callable[[], T]], rounds: int, findings: Findings, *, first: str | None = None
     ) -> dict[str, list[T]]:
         """Takes all turns in every round, in a new order each time.
 
@@ -110,14 +110,14 @@ class Run:
             turns: what each does; one that raises NotMeasuredError is noted as missing and has no more turns.
             rounds: that count.
             findings: where what is missing goes.
-            together: keep the order of `turns`, because one needs what another found.
+            first: a turn that begins every round, because others need what it finds.
         """
         results: dict[str, list[T]] = {name: [] for name in turns}
         warm = self.effort.warm_rounds
         self._progress(0, rounds + warm)
         for number in range(-warm, rounds):
-            names = [*results] if together else random.Random(number).sample([*results], len(results))
-            for name in names:
+            names = random.Random(number).sample([*results], len(results))
+            for name in sorted(names, key=lambda name: name != first):
                 try:
                     result = turns[name]()
                 except NotMeasuredError as reason:

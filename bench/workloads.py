@@ -1,4 +1,4 @@
-"""What is asked, the same of every system: requests of real queries and drawn candidates, in a file.
+"""What is asked, the same of every system: requests of queries and drawn candidates, in a file.
 
 Only the standard library: load generators read this in the environments of peers.
 """
@@ -9,12 +9,12 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 CANDIDATES = 100
-
-_LISTS = 64  # of candidates: enough that rows do not stay in a core's cache
+LISTS = 64
+"""Of candidates: enough that rows do not stay in a core's cache."""
 
 Task = tuple[str, list[str]]
 """A query and the ids of its candidates."""
@@ -41,7 +41,8 @@ class Workload:
 
     def save(self, path: Path) -> Path:
         """Writes it as JSON."""
-        path.write_text(json.dumps(asdict(self)))
+        fields = {"queries": self.queries, "candidates": self.candidates, "sequence": self.sequence}
+        path.write_text(json.dumps(fields))
         return path
 
     @classmethod
@@ -50,14 +51,24 @@ class Workload:
         return cls(**json.loads(path.read_text()))
 
 
-def uniform(queries: Sequence[str], ids: Sequence[str], *, tasks: int = 1, seed: int = 0) -> Workload:
-    """Requests of so many different queries each, every query as often, each task with its own list of candidates."""
+def uniform(
+    queries: Sequence[str], ids: Sequence[str] | int, *, tasks: int = 1, lists: int = LISTS, seed: int = 0
+) -> Workload:
+    """Requests of so many different queries each, every query as often, each task with its own list of candidates.
+
+    Args:
+        queries: texts.
+        ids: of documents, or how many documents a store has whose ids are as `number_id` says.
+        tasks: of a request.
+        lists: of candidates, which come round again.
+        seed: of what is drawn.
+    """
     drawn = random.Random(seed)
-    candidates = _candidates(ids, drawn)
+    candidates = _candidates(ids, lists, drawn)
     numbers: list[int] = []
-    while len(numbers) < _LISTS * tasks:
+    while len(numbers) < lists * tasks:
         numbers += drawn.sample(range(len(queries)), len(queries))
-    pairs = [(number, place % _LISTS) for place, number in enumerate(numbers)]
+    pairs = [(number, place % lists) for place, number in enumerate(numbers)]
     sequence = [pairs[start : start + tasks] for start in range(0, len(pairs) - tasks + 1, tasks)]
     return Workload(queries=[*queries], candidates=candidates, sequence=sequence)
 
@@ -67,25 +78,20 @@ def zipf(
 ) -> Workload:
     """Requests of one query each; the one of rank r is drawn with probability proportional to r^-exponent."""
     drawn = random.Random(seed)
-    candidates = _candidates(ids, drawn)
+    candidates = _candidates(ids, LISTS, drawn)
     weights = list(itertools.accumulate((rank + 1) ** -exponent for rank in range(len(queries))))
     numbers = drawn.choices(range(len(queries)), cum_weights=weights, k=requests)
     return Workload(
-        queries=[*queries], candidates=candidates, sequence=[[(n, i % _LISTS)] for i, n in enumerate(numbers)]
+        queries=[*queries], candidates=candidates, sequence=[[(n, i % LISTS)] for i, n in enumerate(numbers)]
     )
 
 
-def phrases(texts: Sequence[str], lengths: Sequence[int], count: int, *, seed: int = 0) -> list[str]:
-    """Different queries cut out of texts, with the numbers of words that real ones have."""
-    drawn, found = random.Random(seed), dict[str, None]()
-    split = [text.lower().split() for text in texts]
-    while len(found) < count:
-        words, length = drawn.choice(split), drawn.choice(lengths)
-        if len(words) >= length:
-            start = drawn.randrange(len(words) - length + 1)
-            found[" ".join(words[start : start + length])] = None
-    return [*found]
+def number_id(number: int) -> str:
+    """The id of a document of a random store."""
+    return f"document-{number}"
 
 
-def _candidates(ids: Sequence[str], drawn: random.Random) -> list[list[str]]:
-    return [drawn.sample(ids, CANDIDATES) for _ in range(_LISTS)]
+def _candidates(ids: Sequence[str] | int, lists: int, drawn: random.Random) -> list[list[str]]:
+    if isinstance(ids, int):
+        return [[number_id(number) for number in drawn.sample(range(ids), CANDIDATES)] for _ in range(lists)]
+    return [drawn.sample(ids, CANDIDATES) for _ in range(lists)]

@@ -89,7 +89,7 @@ class Scorer:
             self._submitted(request, queries, snapshot, within) as (ticket, crossing),
         ):
             # While the engine encodes, all is made ready that does not need the embeddings.
-            make = partial(_Answer, request, snapshot, crossing)
+            make = partial(Answer, request, snapshot, crossing)
             answer = await self._run(make, candidates, snapshot)
             if request.allow_partial and remaining is not None:
                 left = started + remaining - _reserve(candidates) - time.perf_counter()
@@ -137,7 +137,7 @@ class Scorer:
         self._snapshots.keep(snapshot, work)
         return await asyncio.shield(work)
 
-    def _observe(self, request: pb.ScoreRequest, answer: _Answer) -> None:
+    def _observe(self, request: pb.ScoreRequest, answer: Answer) -> None:
         metrics = self._metrics
         metrics.stages["lookup"].observe(answer.lookup_s)
         metrics.stages["cross"].observe(answer.cross_s)
@@ -161,7 +161,7 @@ class Scorer:
         self._executor.shutdown()
 
 
-class _Answer:
+class Answer:
     """The response to a request, as far as it is made.
 
     Attributes:

@@ -21,6 +21,7 @@ class Part:
         title: of its section.
         seconds: that a full run and a quick one take, about.
         figures: the keys that it measures.
+        further: keys of the report alone.
         measure: does it.
     """
 
@@ -28,7 +29,13 @@ class Part:
     title: str
     seconds: tuple[float, float]
     figures: tuple[str, ...]
+    further: tuple[str, ...] = ()
     measure: Callable[[Run], Findings]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of all that it measures."""
+        return self.figures + self.further
 
 
 def p50(calls: int) -> str:

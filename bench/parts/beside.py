@@ -27,19 +27,19 @@ _QUIET, _SWAPS, _RETRIEVE = "Score alone", f"a swap every {_EVERY_S:.0f} s", "Re
 def measure(run: Run) -> Findings:
     """See the module."""
     material, rounds = run.material, run.effort.load_rounds
+    workload = material.workload("swapped", documents=_DOCUMENTS)
     swaps = max(1, int(2 * run.effort.load_s // _EVERY_S))
     seconds = swaps * _EVERY_S
     findings = Findings(
         setting=f"MiniLM float32, query cache off, {_DOCUMENTS:,} documents as float32; Poisson arrivals at half of "
         f"saturation for {seconds:.0f} s a turn. A swap: CURRENT names a generation that the scorer has never seen, "
         f"written before; it is verified, opened and warmed, and the old one given up. Retrieve: one caller that asks "
-        "for the best 100 of all documents without pause."
+        f"for the best 100 of all documents without pause; {material.asked(workload)}."
     )
     turns_of_swaps = rounds + run.effort.warm_rounds
     store, names = material.random_store("swapped", material.minilm, _DOCUMENTS, generations=1 + turns_of_swaps * swaps)
     write_current(store, names[0])
     holding = ("--hold-generations", "0", "--hold-seconds", "0")
-    workload = material.workload("swapped", documents=_DOCUMENTS)
     make = partial(scorer.system, _SCORE, material.minilm, store, options=holding)
     with run.drivers({_SCORE: make}, workload, findings) as drivers:
         if _SCORE not in drivers:

@@ -25,7 +25,8 @@ def measure(run: Run) -> Findings:
     request, answer = _sizes(next(Workload.load(workload).requests()))
     findings = Findings(
         setting=f"MiniLM (6 × 384), 1 query × 100 candidates, query cache off; one caller, {calls} calls of each a "
-        f"round in a new order; messages of {request:,} bytes to the server and {answer:,} back; one thread a query."
+        f"round in a new order; messages of {request:,} bytes to the server and {answer:,} back; one thread a query; "
+        f"{material.asked(workload)}."
     )
     paused = f"no-op RPC with a pause of {1e3 * noop.PAUSE_S:.0f} ms in it, less the pause"
     systems: dict[str, Callable[[], System]] = {

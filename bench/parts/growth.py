@@ -13,6 +13,7 @@ from bench.serving import NotMeasuredError
 from bench.systems import scorer
 
 _SMALL = 10_000
+_LISTS = 4096  # of candidates, more than a full run has calls: what is read was hardly read before
 _LAYERS = 3  # the less there is to encode, the more of a call is lookup
 _BYTES_A_DOCUMENT = 500  # while a store is built: rows, ids and columns, twice
 
@@ -22,9 +23,13 @@ def measure(run: Run) -> Findings:
     material, large = run.material, run.effort.documents
     bundle = material.triletter(_LAYERS)
     sizes = {f"{documents:,} documents": documents for documents in (_SMALL, large)}
+    workloads = {
+        title: material.workload("growth", documents=documents, lists=_LISTS) for title, documents in sizes.items()
+    }
     findings = Findings(
         setting=f"The {_LAYERS}-layer tri-letter tower, float32, residual crossing, query cache off; stores of random "
-        f"rows, 128 dimensions as uint8; {p50(run.effort.calls)}."
+        f"rows, 128 dimensions as uint8; {_LISTS:,} lists of candidates; {p50(run.effort.calls)}; "
+        f"{material.asked(next(iter(workloads.values())))}."
     )
     room = shutil.disk_usage(material.folder).free
     if room < large * _BYTES_A_DOCUMENT:
@@ -38,7 +43,6 @@ def measure(run: Run) -> Findings:
         return scorer.system(title, bundle, store)
 
     systems = {title: partial(make, title, documents) for title, documents in sizes.items()}
-    workloads = {title: material.workload("growth", documents=documents) for title, documents in sizes.items()}
     with run.drivers(systems, workloads, findings) as drivers:
 
         def turn(driver: Driver) -> float:

@@ -25,17 +25,18 @@ def measure(run: Run) -> Findings:
     """See the module."""
     material, seconds = run.material, run.effort.load_s
     bundle, store = material.minilm, material.minilm_store
+    workloads = {_OFF: material.workload("corpus"), _ZIPF: material.zipf_workload}
     findings = Findings(
-        setting=f"MiniLM float32, 1 query × 100 candidates. Each round: {_CALLERS} callers saturate the scorer, then "
-        f"Poisson arrivals at half of that rate for {seconds:.0f} s, latency from the moment at which a call was due; "
-        "the same rate with the cache on and queries by Zipf's law (exponent 1, 10,000 different ones); and k6, which "
-        "sends at even intervals."
+        setting=f"MiniLM float32, 1 query × 100 candidates. Each round: {_CALLERS} callers saturate the scorer; then, "
+        f"in a new order, Poisson arrivals at half of that rate for {seconds:.0f} s, latency from the moment at which "
+        "a call was due; the same rate with the cache on and queries by Zipf's law (exponent 1, 10,000 different "
+        f"ones); and k6, which sends at even intervals; {material.asked(workloads[_OFF])}, by Zipf's law "
+        f"{material.asked(workloads[_ZIPF])}."
     )
     systems = {
         _OFF: lambda: scorer.system(_OFF, bundle, store),
         _ZIPF: lambda: scorer.system(_ZIPF, bundle, store, cached=True),
     }
-    workloads = {_OFF: material.workload("corpus"), _ZIPF: material.zipf_workload}
     peaks: list[float] = []
     with run.drivers(systems, workloads, findings) as drivers:
         if _OFF not in drivers:
@@ -49,7 +50,7 @@ def measure(run: Run) -> Findings:
         }
         if cached:
             turns[_ZIPF] = partial(_half, cached, seconds, peaks)
-        results = run.interleaved(turns, run.effort.load_rounds, findings, together=True)
+        results = run.interleaved(turns, run.effort.load_rounds, findings, first=_SATURATED)
     _report(findings, results)
     return findings
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from bench import lookup
-from bench.corpora import CANDIDATES, Corpus, make, opened, rows_by_id
+from bench.corpora import Corpus, make, opened, rows_by_id
 from bench.findings import Findings, Table, ratios
 from bench.parts import Part
 from bench.run import FULL, Run
+from bench.workloads import CANDIDATES
 
 
 def measure(run: Run) -> Findings:
@@ -16,7 +17,7 @@ def measure(run: Run) -> Findings:
     corpus, folder = Corpus(run.effort.lookup_documents, 128), run.material.folder
     findings = Findings(
         setting=f"{CANDIDATES} random string ids of {corpus.documents:,} documents, {corpus.dimension} dimensions as "
-        "float32, one after the other in one process."
+        "float32, one after the other in one process, in a new order each round."
     )
     make(folder / corpus.name, corpus)
     with opened(folder / corpus.name) as generation, rows_by_id(folder / "gets", corpus) as gets:
@@ -36,6 +37,7 @@ def measure(run: Run) -> Findings:
         first, second, third = titles
         findings.figure("lookup_over_take", ratios(ours, take), f"{first} ÷ {second}")
         findings.figure("get_over_lookup", ratios(get, ours), f"{third} ÷ {first}")
+        findings.figure("lookup_us", ours, f"{first}, {corpus.documents:,} documents")
     return findings
 
 
@@ -44,5 +46,6 @@ PART = Part(
     title="Lookup",
     seconds=(60, 10),
     figures=("lookup_over_take", "get_over_lookup"),
+    further=("lookup_us",),
     measure=measure,
 )

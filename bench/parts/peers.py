@@ -28,11 +28,13 @@ _CHECKED = 16  # requests whose rankings are compared with ours
 def measure(run: Run) -> Findings:
     """See the module."""
     calls, seconds = run.effort.calls, run.effort.load_s / 3
+    workload = run.material.workload("corpus")
     findings = Findings(
         setting=f"MiniLM (6 × 384) everywhere, 1 query × 100 candidates, our query cache off. Alone: one caller, "
-        f"{calls} calls of each a round in a new order. Throughput: {CALLERS} callers, {seconds:.0f} s of each a round."
+        f"{calls} calls of each a round in a new order. Throughput: {CALLERS} callers, {seconds:.0f} s of each a "
+        f"round; {run.material.asked(workload)}."
     )
-    with run.drivers(_systems(run), run.material.workload("corpus"), findings) as drivers:
+    with run.drivers(_systems(run), workload, findings) as drivers:
         agreement = _agreement(drivers, findings)
         for name in [name for name, share in agreement.items() if share < _AGREED]:
             findings.missing[name] = f"ranks otherwise: {agreement[name]:.0%} of its ten best are among ours"
@@ -145,7 +147,7 @@ def _report(
         ]
         throughput.add(name, values, *over)
     findings.tables += [latency, throughput]
-    for key, peer in (("infinity", _TORCH), ("textbook", _TEXTBOOK)):
+    for key, peer in (("infinity", _TORCH), ("infinity_onnx", _ONNX), ("textbook", _TEXTBOOK)):
         engine = next((engine for engine in ENGINES if _ours(engine) in loaded), None)
         if engine is not None and peer in loaded:
             findings.figure(
@@ -168,5 +170,6 @@ PART = Part(
         "textbook_over_score_p50",
         "textbook_over_score_throughput",
     ),
+    further=("infinity_onnx_over_score_p50", "infinity_onnx_over_score_throughput"),
     measure=measure,
 )

