@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from twinbert.errors import UsageError
 from twinbert.serving import log
@@ -55,7 +56,7 @@ def consecutive(address: str, metrics_port: int, workers: int) -> list[Ports]:
 
 
 def supervise(command: Callable[[int, Ports], Sequence[str]], ports: Sequence[Ports]) -> int:
-    """Runs one process for each of `ports` until SIGTERM or SIGINT, which is passed on; restarts those that die.
+    """Runs one process for each of `ports` until SIGTERM or SIGINT, passed on as SIGTERM; restarts those that die.
 
     A worker that dies is started again at once; one that does not live for 10 s, after a second, two, four, at most 30.
     Where one refuses its settings at its first start, all are ended: the others have the same.
@@ -86,7 +87,9 @@ class _Worker:
     def start(self) -> None:
         self.process = subprocess.Popen(  # noqa: S603 - this program, with the options that it was given
             self.command,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - there are no threads here, and nothing else sets it
+            # Of a terminal's Ctrl-C a worker hears through the supervisor alone: a second signal is "stop at once".
+            process_group=0,
+            preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509 - no threads here, and nothing else sets it
         )
         self.started = time.monotonic()
         self.starts += 1
@@ -183,7 +186,10 @@ def _signals() -> Iterator[Callable[[float | None], int]]:
         os.close(writer)
 
 
-def _end_with_parent() -> None:
+def _end_with(supervisor: int) -> None:
     """Has the system end a worker whose supervisor was killed: nobody would restart it, or know of it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the supervisor's own handling would lose it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:  # killed before the system was told
+        os._exit(1)

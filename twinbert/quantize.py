@@ -66,7 +66,7 @@ def quantize(
         output: the new bundle's directory, which must not exist yet.
         texts: what the cost is measured over; None: the built-in samples.
         labelled: measures a bundle's engines on labelled pairs: `auc2_loss`, and what else is to be in the
-            certificate.
+            certificate; None: it has null there, and the limit of `auc2_loss` says nothing.
         limits: what the int8 query tower may cost.
 
     Raises:
@@ -95,8 +95,7 @@ def quantize(
         (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
         opened = Bundle.open(directory)
         certificate = _certificate(opened, texts) | {"limits": asdict(limits)}
-        if labelled is not None:
-            certificate["labelled"] = dict(labelled(opened))
+        certificate["labelled"] = None if labelled is None else dict(labelled(opened))
         _check(certificate, limits)
         configuration["quality"] = {**bundle.quality, "int8": certificate, "packed": _parity(opened, texts.queries)}
         (directory / BUNDLE_JSON).write_bytes(to_json(configuration))
@@ -133,7 +132,9 @@ def _check(certificate: Mapping[str, Any], limits: Limits) -> None:
     """Raises ExportError with all that is past its limit; what is not a number is."""
     most = {"company": 0.0, **asdict(limits)}
     least = {what: most.pop(what) for what in ("cosine_smallest", "top10_overlap")}
-    measured = {**certificate, **certificate.get("labelled", {"auc2_loss": 0.0})}
+    if certificate["labelled"] is None:
+        del most["auc2_loss"]
+    measured = {**certificate, **(certificate["labelled"] or {})}
     past = [
         *(
             f"{what} is {measured[what]}, at least {limit}"

@@ -22,7 +22,7 @@ import numpy as np
 
 from twinbert import __version__, processor
 from twinbert.bundle import ENGINES, Bundle, Engine
-from twinbert.errors import UsageError
+from twinbert.errors import BundleError, UsageError
 from twinbert.fields import Fields, parse_json
 from twinbert.runtime import Runtime
 
@@ -141,19 +141,25 @@ def keep(bundle: Bundle, choice: Choice, folder: Path) -> Path:
 
 
 def kept(bundle: Bundle, folder: Path) -> tuple[Choice | None, str]:
-    """The choice that is kept for a bundle on this host, if it still holds, and where from or why not."""
+    """The choice that is kept for a bundle on this host, if it still holds, and where from or why not.
+
+    Whatever may be wrong with the file, it is outside the bundle and can be made again: it is no error.
+    """
     path, remedy = _path(bundle, folder), "run `twinbert bundle tune` on this host"
     try:
-        content = path.read_bytes()
+        fields = Fields(path, parse_json(path, path.read_bytes(), dict, remedy=remedy), remedy=remedy)
+        made_on, host = fields.values("made_on"), _host()
+        changed = [
+            f"{what} is {now}, was {made_on.get(what)}" for what, now in host.items() if made_on.get(what) != now
+        ]
+        if changed:
+            return None, f"{path}: no longer holds: {'; '.join(changed)}; {remedy}"
+        engine = next(one for one in ENGINES if one == fields.choice("engine", *bundle.engines))
+        return Choice(engine=engine, threads=fields.count("threads", most=1024)), str(path)
     except OSError as error:
         return None, f"{path}: {error.strerror}; {remedy}"
-    fields = Fields(path, parse_json(path, content, dict, remedy=remedy), remedy=remedy)
-    made_on, host = fields.values("made_on"), _host()
-    changed = [f"{what} is {now}, was {made_on.get(what)}" for what, now in host.items() if made_on.get(what) != now]
-    if changed:
-        return None, f"{path}: no longer holds: {'; '.join(changed)}; {remedy}"
-    engine = next(one for one in ENGINES if one == fields.choice("engine", *bundle.engines))
-    return Choice(engine=engine, threads=fields.count("threads", most=1024)), str(path)
+    except BundleError as error:
+        return None, str(error)
 
 
 def _path(bundle: Bundle, folder: Path) -> Path:

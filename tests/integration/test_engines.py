@@ -96,6 +96,18 @@ def test_auto_serves_what_was_kept_for_this_host(bundle: Bundle, store: Path, tm
         assert why in kept(bundle, folder)[1]
 
 
+def test_a_broken_choice_does_not_stop_serving(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
+    """A file that a full disk cut short is reported as the server starts, and scores are given in float32."""
+    file = keep(Bundle.open(tiny_bundle), Choice(engine="float32", threads=2), tmp_path)
+    file.write_text(file.read_text()[:20])
+    with running("serve", tiny_bundle, store, "--tuning", str(tmp_path)) as server:
+        [opened] = [event for event in server.log if event["event"] == "bundle_opened"]
+        assert (opened["engine"], opened["threads"]) == ("float32", 1)
+        assert f"{file}: is not JSON" in opened["why"]
+        with grpc.insecure_channel(server.address) as channel:
+            assert scores(scorer_pb2_grpc.ScorerServiceStub(channel), "red shoes")
+
+
 def test_the_best_is_fast_under_load_and_then_alone(bundle: Bundle) -> None:
     """Of what encodes as much as any, the one that answers one query soonest; every engine and count is timed."""
     timings = measure(bundle, ["red shoes"], threads=(1, 2), callers=2, rounds=1, seconds=0.01)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.servers import COMMAND, Server, free_ports, refresh, twinbert, write_documents
 from twinbert.client import ScorerClient, Task
 from twinbert.recorded import read_missed, read_requests
+from twinbert.v1 import scorer_pb2 as pb
+from twinbert.v1 import scorer_pb2_grpc
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +31,15 @@ def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def supervised(bundle: Path, store: Path, *options: str) -> Iterator[Server]:
-    """`twinbert serve --workers 2`."""
+    """`twinbert serve --workers 2`, in a process group of its own, as a shell starts it."""
     words = [COMMAND, "serve", "--bundle", str(bundle), "--store", str(store), "--workers", "2", *options]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
     server = Server(process)
     try:
         yield server
@@ -91,6 +101,60 @@ def test_workers_end_with_a_supervisor_that_is_killed(tiny_bundle: Path, store: 
         server.process.kill()
         for _ in range(2):
             server.wait_for("stopped")
+
+
+def test_ctrl_c_drains_every_worker(tiny_bundle: Path, store: Path) -> None:
+    """SIGINT to the whole group, as from a terminal: requests in flight are answered, and the exit code is 0."""
+    words = "shoe " * 800  # read whole, which takes time: a worker's calls last for half a second
+    requests = [
+        pb.ScoreRequest(tasks=[pb.ScoreTask(query=f"{call} {task} {words}", document_ids=["a"]) for task in range(64)])
+        for call in range(20)
+    ]
+    options = ("--address", "127.0.0.1:0", "--metrics-port", "0", "--engines", "1", "--queue", "10000")
+    with supervised(tiny_bundle, store, *options) as server, ExitStack() as stack:
+        stubs = {}
+        for _ in range(2):
+            server.started()
+            channel = stack.enter_context(grpc.insecure_channel(server.address))
+            stubs[server.metrics_port] = scorer_pb2_grpc.ScorerServiceStub(channel)
+        calls = [stub.Score.future(request) for request in requests for stub in stubs.values()]
+        for server.metrics_port in stubs:
+            while server.metrics()['twinbert_rpc_received_total{method="Score"}'] < len(requests):
+                pass
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(timeout=60) == 0
+        assert all(len(call.result().results) == 64 for call in calls)
+
+
+def test_ctrl_c_at_the_start_is_no_error(tiny_bundle: Path, store: Path) -> None:
+    """Workers that have not set up their own handling of signals yet end with the supervisor, whose exit code is 0."""
+    with supervised(tiny_bundle, store, "--address", "127.0.0.1:0", "--metrics-port", "0") as server:
+        for _ in range(2):
+            server.wait_for("worker_started")
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("before_it_runs", "said"),
+    [
+        ("_end_with(supervisor)", "it runs\n0\n"),
+        ("_end_with(supervisor + 1)", "1\n"),
+        ("_end_with(supervisor), os.kill(os.getpid(), signal.SIGTERM)", "-15\n"),
+    ],
+)
+def test_no_worker_outlives_a_supervisor_killed_as_it_starts_one(before_it_runs: str, said: str) -> None:
+    """A worker ends at once if its supervisor was gone before, or is ended by the signal of that before it runs."""
+    script = f"""
+import os, signal, subprocess, sys
+from scorer_server.supervisor import _end_with
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a supervisor does
+supervisor = os.getpid()
+worker = [sys.executable, "-c", "print('it runs')"]
+print(subprocess.run(worker, preexec_fn=lambda: ({before_it_runs})).returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == said
 
 
 def test_bad_settings_end_the_supervisor_with_their_message(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -212,7 +212,6 @@ def test_packed_float32_that_differs_is_refused(
         ({"company": 1e-9}, "company is 1e-09, at most 0.0"),
         ({"top10_overlap": 0.9}, "top10_overlap is 0.9, at least 0.95"),
         ({"cosine_smallest": float("nan")}, "cosine_smallest is nan"),
-        ({"labelled": {"auc2_loss": 0.0021}}, "auc2_loss is 0.0021, at most 0.002"),
     ],
 )
 def test_every_limit_holds(
@@ -228,6 +227,21 @@ def test_every_limit_holds(
     with pytest.raises(ExportError, match=re.escape(named)):
         quantize(Bundle.open(tiny_bundle), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("loss", [0.0021, float("nan")])
+def test_the_limit_on_area_holds(tiny_bundle: Path, tmp_path: Path, loss: float) -> None:
+    """Area lost on labelled pairs, or no number there, is refused as a score's difference is."""
+    with pytest.raises(ExportError, match=rf"auc2_loss is {loss}, at most 0\.002"):
+        quantize(Bundle.open(tiny_bundle), tmp_path / "out", labelled=lambda _: {"auc2_loss": loss})
+    assert not (tmp_path / "out").exists()
+
+
+def test_area_that_was_not_measured_is_said_to_be(int8_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without labelled pairs the certificate has null, not a loss of nothing, and readers are told."""
+    assert int8_bundle.quality["int8"]["labelled"] is None
+    assert main(["bundle", "show", str(int8_bundle.path)]) == 0
+    assert "labelled not measured" in capsys.readouterr().out
 
 
 def test_what_cannot_be_quantized_is_said(tiny_bundle: Path, int8_bundle: Bundle, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from scorer_server.settings import Settings
 from tests.bundles import retrained, variant
 from twinbert.bundle import BUNDLE_JSON, Bundle
 from twinbert.errors import BundleError, MismatchError
+from twinbert.tuning import Choice, keep
 
 
 @pytest.fixture
@@ -99,6 +101,32 @@ def test_one_bundle_serves_every_model_of_its_fingerprint(folder: Path, caplog: 
     said = json.dumps(vars(record)["fields"])
     assert "ab" * 32 in said
     assert a.model in said
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        (lambda _: "", "is not JSON"),
+        (lambda kept: kept[:-9], "is not JSON"),
+        (lambda _: "[]", "holds no JSON object"),
+        (lambda _: "{}", "made_on is missing"),
+        (lambda kept: kept.replace("float32", "int8"), "engine is 'int8', it must be float32"),
+        (lambda kept: kept.replace('"threads": 2', '"threads": 0'), "threads is 0"),
+    ],
+)
+def test_a_broken_tuning_is_as_none(
+    folder: Path, caplog: pytest.LogCaptureFixture, damaged: Callable[[str], str], why: str
+) -> None:
+    """What is kept for a bundle and is no good does not keep it from serving; the log says why, and what to do."""
+    bundle = Bundle.open(folder / "a")
+    file = keep(bundle, Choice(engine="float32", threads=2), folder.parent / "tuning")
+    file.write_text(damaged(file.read_text()))
+    with caplog.at_level(logging.INFO):
+        runtime = BundleFolder(folder, Settings(engine="auto", tuning=file.parent)).runtime(meant_for(bundle))
+    assert runtime.engine == "float32"
+    [said] = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "bundle_opened"]
+    assert (said["engine"], said["threads"]) == ("float32", 1)
+    assert all(part in said["why"] for part in (str(file), why, "run `twinbert bundle tune`"))
 
 
 def test_a_folder_that_has_no_bundles_is_said(folder: Path, tmp_path: Path) -> None:

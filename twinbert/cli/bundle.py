@@ -99,6 +99,7 @@ def quantize(
     """Copy a bundle and add query towers for packed texts, in float32 and int8, with a certificate of what int8 costs.
 
     Its cost in area is measured where labelled pairs are given, as for `train evaluate`: --recipe says what they are.
+    Without them the certificate says that it was not measured.
     """
     from twinbert.bundle import Bundle
     from twinbert.quantize import Limits, Texts, quantize
@@ -196,7 +197,8 @@ def _read_queries(path: Path) -> list[str]:
 
 def _rows(content: Mapping[str, Any], *where: str) -> Iterator[tuple[str, str]]:
     """bundle.json for readers: a row for each value at its top, and one for each object with all its values."""
-    values = {name: _text(value) for name, value in content.items() if not isinstance(value, dict)}
+    absent = "not measured" if where[:1] == ("quality",) else "none"
+    values = {name: _text(value, absent) for name, value in content.items() if not isinstance(value, dict)}
     if not where:
         yield from values.items()
     elif values:
@@ -206,5 +208,7 @@ def _rows(content: Mapping[str, Any], *where: str) -> Iterator[tuple[str, str]]:
             yield from _rows(inner, *where, name)
 
 
-def _text(value: object) -> str:
+def _text(value: object, absent: str) -> str:
+    if value is None:
+        return absent
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
