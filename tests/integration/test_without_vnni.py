@@ -1,4 +1,4 @@
-"""int8 on a processor without VNNI. Valgrind is one, with AVX2: it runs the real libraries, some twenty times slower."""
+"""int8 on a processor without VNNI. Valgrind is one, with AVX2: it runs the real libraries, but slower."""
 
 from __future__ import annotations
 
