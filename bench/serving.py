@@ -21,7 +21,7 @@ class NotMeasuredError(Exception):
 
 
 class Server:
-    """A process group that can be stopped and continued. Made by `started`."""
+    """A process, and its children, that can be stopped and continued. Made by `started`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process, self._log = process, log
@@ -44,7 +44,18 @@ class Server:
         with self._lock:
             before, self._users = self._users, self._users + change
             if bool(before) != bool(self._users) and self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGCONT if self._users else signal.SIGSTOP)
+                self.signal(signal.SIGCONT if self._users else signal.SIGSTOP)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To its process group, and to those of children that lead one of their own, as our workers do."""
+        pid = self.process.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except FileNotFoundError:  # it has ended
+            children = []
+        for group in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
 
     def reason(self) -> str:
         """The end of its log."""
@@ -63,11 +74,11 @@ def started(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
             env=surroundings(environment or {}),
             start_new_session=True,
         )
+    server = Server(process, log)
     try:
-        yield Server(process, log)
+        yield server
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        server.signal(signal.SIGKILL)
         process.wait()
 
 

@@ -91,7 +91,7 @@ class Metrics:
         )
         self.refused = {reason: refused.labels(reason) for reason in get_args(RefusalReason)}
         self._generation = Info(
-            "twinbert_generation", "The current generation, model and engine.", registry=self.registry
+            "twinbert_generation", "The current generation, model and kind of engine.", registry=self.registry
         )
         self._created = self._gauge(
             "twinbert_generation_created_timestamp_seconds", "When the current generation was published."

@@ -11,7 +11,7 @@ from twinbert.bundle import Engine
 
 
 def default_engines(workers: int = 1) -> int:
-    """One a core that this process may use, up to 4: beyond that, more processes serve better than more engines.
+    """How many: one a core that this process may use, up to 4; beyond that, more processes serve better.
 
     Args:
         workers: processes that share the cores.
@@ -44,10 +44,11 @@ class Settings:
 
     Attributes:
         limits: what a request may ask for.
-        engines: batches that are encoded at a time.
-        engine: what encodes queries; `auto` is what was kept for the bundle on this host, else float32.
+        engines: how many batches are encoded at a time, all by the kind that `engine` says.
+        engine: which kind encodes queries, not how many; `auto` is what was kept for the bundle on this host, else
+            float32.
         threads: threads that encode one batch; None: those kept with `auto`, else one. One query of a few tokens has
-            no work for two: engines use cores better.
+            no work for two: more `engines` use cores better.
         tuning: folder of what is kept for this host; None: `twinbert.tuning.default_folder`.
         queue: queries that may wait for an engine; more are refused with RESOURCE_EXHAUSTED.
         batch_tokens: tokens of one batch, estimated from the length of the text.

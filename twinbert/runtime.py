@@ -49,14 +49,14 @@ class Runtime:
 
     Attributes:
         bundle: what runs.
-        engine: what computes the query tower.
+        engine: the kind that computes the query tower.
         query_digest: of what shapes query embeddings: runtimes that share it encode a query alike.
 
     Args:
         bundle: what to run.
         towers: the towers to load; towers with the same weights are loaded once.
         threads: threads that compute one call. The calling thread is one of them.
-        engine: what computes the query tower. Documents are always encoded in float32.
+        engine: the kind that computes the query tower. Documents are always encoded in float32.
 
     Raises:
         BundleError: a file of the bundle cannot be loaded, or it has no such engine.

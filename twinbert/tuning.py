@@ -1,4 +1,4 @@
-"""Which engine serves a bundle fastest on this host: timed by `twinbert bundle tune`, kept for `twinbert serve`.
+"""Which kind of engine serves a bundle fastest on this host: timed by `bundle tune`, kept for `twinbert serve`.
 
     $XDG_STATE_HOME/twinbert/<model>.json      the choice for a bundle, and what it was made on
 
@@ -52,7 +52,7 @@ _ALIKE = 0.95  # of the best rate: what is not slower than that is taken for as 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How a bundle's queries are encoded."""
+    """How a bundle's queries are encoded: by which kind of engine, with how many threads a batch."""
 
     engine: Engine
     threads: int
@@ -93,7 +93,7 @@ def measure(
         bundle: what to time.
         queries: texts of typical lengths.
         threads: numbers of threads that encode one batch.
-        callers: batches encoded at a time, as `twinbert serve` does it.
+        callers: batches encoded at a time, as many as `twinbert serve` has engines.
         rounds: turns.
         seconds: length of each of a turn's two parts.
 

@@ -9,8 +9,10 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from bench.load import Calls, closed, open_loop, poisson
 from bench.material import Material
 from bench.queries import phrases
 from bench.run import QUICK, Run
-from bench.serving import NotMeasuredError
+from bench.serving import NotMeasuredError, started
 from bench.workloads import Task, Workload, uniform, zipf
 from twinbert.importing import PACKAGES
 
@@ -304,6 +306,39 @@ def test_a_server_is_stopped_while_it_is_not_measured(noop: Driver) -> None:
     assert noop.open_loop(rate=200, seconds=0.2, seed=1).ok.all()
     os.waitid(os.P_PID, noop.server.process.pid, os.WSTOPPED | os.WNOWAIT)
     os.kill(noop.server.process.pid, signal.SIGCONT)
+
+
+def test_a_servers_children_are_stopped_with_it(tmp_path: Path) -> None:
+    """And killed with it: also those that lead a group of their own, as the workers of `twinbert serve` do."""
+    child, ready = "import signal; signal.pause()", tmp_path / "child"
+    parent = (
+        "import pathlib, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], process_group=0)\n"
+        f"pathlib.Path({str(ready)!r}).write_text(f'{{child.pid}}\\n')\n"
+        "child.wait()"
+    )
+    with started([sys.executable, "-c", parent], tmp_path / "log") as server:
+        until(lambda: ready.exists() and ready.read_text().endswith("\n"))
+        pid = int(ready.read_text())
+        server.settle()
+        until(lambda: state(pid) == "T")
+        with server.awake():
+            until(lambda: state(pid) != "T")
+    until(lambda: state(pid) in ("Z", ""))
+
+
+def state(pid: int) -> str:
+    """Of a process, as the kernel calls it: T is stopped, Z has ended; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def until(met: Callable[[], bool]) -> None:
+    """Returns once a condition is met."""
+    while not met():
+        time.sleep(0.01)
 
 
 def test_a_system_that_does_not_start_is_reported_and_the_others_go_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_deadline_out_of_range_is_refused(asking: str, value: str) -> None:
     with pytest.raises(typer.BadParameter) as caught:
         _ASKING[asking].make_context(asking, [*words, f"--timeout={value}"])
     assert "'--timeout'" in caught.value.format_message()
+
+
+def test_kind_and_number_of_engines_are_told_apart() -> None:
+    """The help of `--engine` and that of `--engines` name each other: one says which kind, the other how many."""
+    about = {one.opts[0]: one.help for one in _SERVERS["serve"].params if isinstance(one, typer.core.TyperOption)}
+    for option, says, other in (("--engine", "which kind", "--engines"), ("--engines", "how many", "--engine")):
+        said = (about[option] or "").lower()
+        assert said.startswith(says)
+        assert re.search(rf"{other}\b", said)
 
 
 @pytest.mark.parametrize("server", _SERVERS)

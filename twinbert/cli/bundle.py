@@ -143,9 +143,10 @@ def tune(
     tuning: TuningOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time a bundle's engines on this host, and keep the fastest for `twinbert serve`.
+    """Time a bundle's kinds of engine, float32 and int8, on this host; keep the fastest for `serve --engine auto`.
 
-    It takes a few seconds for each engine and number of threads; nothing else should run meanwhile.
+    As many encode at a time as `serve --engines` has by default. It takes a few seconds for each kind and number of
+    threads; nothing else should run meanwhile.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as `twinbert serve` does
     from scorer_server.settings import default_engines

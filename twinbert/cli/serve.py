@@ -46,12 +46,15 @@ def serve(
             metavar="N",
             min=1,
             max=1024,
-            help="Batches that a process encodes at a time; by default one a core, up to 4.",
+            help="How many batches a process encodes at a time, each with --engine; by default one a core, up to 4.",
         ),
     ] = None,
     engine: Annotated[
         Literal["auto", "float32", "int8"],
-        typer.Option(help="What encodes queries; auto is what `twinbert bundle tune` kept on this host, else float32."),
+        typer.Option(
+            help="Which kind encodes queries (how many: --engines); auto is what `twinbert bundle tune` kept on this "
+            "host, else float32."
+        ),
     ] = "auto",
     threads: Annotated[
         int | None,
