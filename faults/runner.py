@@ -16,6 +16,8 @@ from pathlib import Path
 from faults.fault import Attempt, Fault, NotRunError
 from faults.ledger import Ledger, Run, next_seed
 
+_ROOT = Path(__file__).resolve().parent.parent
+
 _SHOWN_EVERY_S = 10.0  # where nobody sees a line change
 
 
@@ -121,5 +123,11 @@ class _Running:
 
 
 def _commit() -> str:
-    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "an unknown commit"
+    """What is run; what runs have written down does not make it dirty."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/reliability.*")
+    return f"{commit}-dirty" if commit and changed else commit or "an unknown commit"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
