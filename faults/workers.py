@@ -88,10 +88,11 @@ def _supervised(bundle: Path, store: Path) -> Iterator[_Workers]:
     # Whoever is restarted comes back on its port; port 0 would be another one each time.
     words += ["--workers", str(_WORKERS), "--address", f"127.0.0.1:{free_ports(_WORKERS)}", "--metrics-port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        server = Server(process)
         try:
-            yield _Workers(Server(process))
+            yield _Workers(server)
         finally:
-            process.terminate()
+            server.stop()
 
 
 WORKERS = Fault(

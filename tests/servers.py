@@ -60,9 +60,11 @@ class Server:
         self.metrics_port: int = event["metrics_port"]
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code."""
+        """SIGTERM, and its exit code; then all of its log is there."""
         self.process.terminate()
-        return self.process.wait(timeout=_LONG)
+        code = self.process.wait(timeout=_LONG)
+        self._reader.join(timeout=_LONG)
+        return code
 
 
 @contextlib.contextmanager
