@@ -112,8 +112,8 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     segments = tuple(
         SegmentEntry(
             id=segment["id"],
-            documents=int(segment["documents"]),
-            deleted=int(segment["deleted"]),
+            documents=segment["documents"],
+            deleted=segment["deleted"],
             file=FileEntry(**segment["files"][DATA]),
         )
         for segment in fields.pop("segments")
@@ -134,7 +134,7 @@ def _is_sound(manifest: Manifest) -> bool:
     numbers.append(manifest.documents)
     for segment in manifest.segments:
         texts += [segment.id, segment.file.xxh3_128, segment.file.sha256]
-        numbers.append(segment.file.size)
+        numbers += [segment.documents, segment.deleted, segment.file.size]
     return (
         all(type(text) is str for text in texts)
         and all(type(number) is int for number in numbers)

@@ -181,6 +181,9 @@ HOSTILE: dict[str, Callable[[Fields], object]] = {
     "documents as a fraction": field("documents", 20.0),
     "tombstones in the oldest segment": segment(field("deleted", 3)),
     "negative tombstones": segment(field("deleted", -1)),
+    "endless tombstones": segment(field("deleted", float("inf"))),
+    "tombstones that are no number": segment(field("deleted", float("nan"))),
+    "endless documents": segment(field("documents", float("inf"))),
     "no segments": field("segments", []),
     "a segment twice": lambda fields: fields.update(segments=fields["segments"] * 2),
     "an empty segment": lambda fields: fields["segments"].insert(
