@@ -60,7 +60,7 @@ class Batcher:
         self._cache = QueryCache(settings.cache_bytes, metrics.cache_bytes)
         self._queue: deque[Pending] = deque()
         self._waiting_tokens = 0  # of the queue
-        self._has_unwanted = False  # the queue, perhaps
+        self._has_unwanted = False  # the queue, perhaps: somebody gave up since it was looked through
         self._in_flight: dict[Key, Pending] = {}
         self._idle = settings.engines
         self.cost, self.lateness = BatchCost(), Lateness()
@@ -114,26 +114,30 @@ class Batcher:
         is late as a whole: so an estimate counts by as much more as the latest were too low. Who finds an engine idle
         is let in, whatever the estimate, and so it is put right: 0 is expected of it.
         """
-        caution = self.lateness.factor
         tokens = [_tokens(key, runtime) for key in keys if key not in self._in_flight]
-        if len(self._queue) + len(tokens) > self._settings.queue or caution * self._wait_s(tokens) > remaining:
+        waits = bool(tokens) and not self._idle
+        caution, wait_s = self.lateness.factor, self._wait_s(tokens) if waits else 0.0
+        if self._has_unwanted and (self._overflows(tokens) or caution * wait_s > remaining):
             self._purge()
-        if tokens and self._queue and len(self._queue) + len(tokens) > self._settings.queue:
+            wait_s = self._wait_s(tokens) if waits else 0.0
+        if self._overflows(tokens):
             raise QueueFullError(
                 f"{len(self._queue)} queries are waiting, {self._settings.queue} may; try again, or another replica",
                 self._retry_s(),
                 what="queries",
             )
-        wait_s = self._wait_s(tokens)
-        waits = bool(tokens) and not self._idle
-        if keys and (remaining <= 0 or (waits and caution * wait_s > remaining)):
+        if keys and (remaining <= 0 or caution * wait_s > remaining):
             raise DeadlineError(
                 f"encoding may take {1000 * caution * wait_s:.0f} ms with what is waiting, and the call has "
                 f"{1000 * max(0.0, remaining):.0f} ms left; give it more time, or try another replica",
                 self._retry_s(),
                 what="deadline",
             )
-        return wait_s if waits else 0.0
+        return wait_s
+
+    def _overflows(self, tokens: Sequence[int]) -> bool:
+        """Whether the queue cannot take so many queries; an empty one takes any number."""
+        return bool(tokens and self._queue) and len(self._queue) + len(tokens) > self._settings.queue
 
     def _retry_s(self) -> float:
         """When what waits now is done; nobody need come back at once."""
@@ -213,9 +217,7 @@ class Batcher:
         return time.perf_counter() + CAUTION * self.cost.seconds(tokens, self._settings.batch_tokens)
 
     def _purge(self) -> None:
-        """Drops what nobody waits for from the whole queue, if somebody gave up since the last time."""
-        if not self._has_unwanted:
-            return
+        """Drops what nobody waits for from the whole queue."""
         self._has_unwanted = False
         kept: deque[Pending] = deque()
         for pending in self._queue:
