@@ -44,9 +44,9 @@ class Server:
         with self._lock:
             before, self._users = self._users, self._users + change
             if bool(before) != bool(self._users) and self.process.poll() is None:
-                self.signal(signal.SIGCONT if self._users else signal.SIGSTOP)
+                self.send_signal(signal.SIGCONT if self._users else signal.SIGSTOP)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """To its process group, and to those of children that lead one of their own, as our workers do."""
         pid = self.process.pid
         try:
@@ -78,7 +78,7 @@ def started(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
     try:
         yield server
     finally:
-        server.signal(signal.SIGKILL)
+        server.send_signal(signal.SIGKILL)
         process.wait()
 
 

@@ -147,16 +147,14 @@ def _report(
         ]
         throughput.add(name, values, *over)
     findings.tables += [latency, throughput]
+    meant = next((_workers(engine) for engine in ENGINES if _workers(engine) in loaded), None)
     for key, peer in (("infinity", _TORCH), ("infinity_onnx", _ONNX), ("textbook", _TEXTBOOK)):
-        engine = next((engine for engine in ENGINES if _ours(engine) in loaded), None)
-        if engine is not None and peer in loaded:
-            findings.figure(
-                f"{key}_over_score_p50", ratios(alone[peer], alone[_ours(engine)]), f"p50: {peer} ÷ {_ours(engine)}"
-            )
+        if meant is not None and peer in loaded:
+            findings.figure(f"{key}_over_score_p50", ratios(alone[peer], alone[meant]), f"p50: {peer} ÷ {meant}")
             findings.figure(
                 f"{key}_over_score_throughput",
-                ratios(loaded[_ours(engine)], loaded[peer]),
-                f"requests/s, {CALLERS} callers: {_ours(engine)} ÷ {peer}",
+                ratios(loaded[meant], loaded[peer]),
+                f"requests/s, {CALLERS} callers: {meant} ÷ {peer}",
             )
 
 
