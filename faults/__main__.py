@@ -11,14 +11,14 @@ import signal
 import sys
 from pathlib import Path
 
+from faults import ROOT
 from faults.catalogue import FAULTS
 from faults.ledger import Ledger
 from faults.page import page
 from faults.runner import run
 from twinbert.bundle import BUNDLE_JSON
 
-_ROOT = Path(__file__).resolve().parent.parent
-_DOCS, _DEMO = _ROOT / "docs", _ROOT / ".demo"
+_DOCS, _DEMO = ROOT / "docs", ROOT / ".demo"
 
 
 def main() -> int:

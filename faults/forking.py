@@ -16,13 +16,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
+from faults import ROOT
 from faults.steps import kill_at
 from twinbert.cli import main
 
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,12 @@ def forks(*prefix: str) -> Iterator[Forks]:
     words = [*prefix, sys.executable, "-m", "faults.forking"]
     # Threads do not survive a fork.
     environment = os.environ | {
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": str(ROOT),
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=_ROOT, env=environment
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT, env=environment
     ) as process:
         try:
             yield Forks(process)

@@ -13,10 +13,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from faults import ROOT
 from faults.fault import Attempt, Fault, NotRunError
 from faults.ledger import Ledger, Run, next_seed
 
-_ROOT = Path(__file__).resolve().parent.parent
 
 _SHOWN_EVERY_S = 10.0  # where nobody sees a line change
 
@@ -130,4 +130,4 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

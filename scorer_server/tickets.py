@@ -16,7 +16,15 @@ from twinbert.serving.tracing import current_trace
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A query on its way through an engine, and the places where its embedding is wanted."""
+    """A query on its way through an engine, and the places where its embedding is wanted.
+
+    Attributes:
+        key: the digest of the query tower, and the text.
+        runtime: encodes it.
+        tokens: that it probably has; it is tokenised with its batch.
+        arrived: when it was first asked for (perf_counter).
+        wanted: by tickets, and as which of their queries.
+    """
 
     key: Key
     runtime: Runtime

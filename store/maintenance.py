@@ -44,7 +44,7 @@ class Collected:
 
 
 def list_generations(store: Store) -> list[Listed]:
-    """Every generation, oldest first; a damaged one is listed with its problem."""
+    """Every generation, oldest first; one that cannot be read is listed with its problem."""
     try:
         current: str | None = store.current()
     except (NoGenerationError, CorruptError):

@@ -1,83 +1,17 @@
-"""The batcher, with an engine whose gate the test holds."""
+"""The batcher, with an engine whose gate the test holds: what batches form, who shares them, and what is cached."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 
 from scorer_server.batcher import Batcher
-from scorer_server.cost import CAUTION
 from scorer_server.metrics import Metrics
-from scorer_server.settings import Settings
 from scorer_server.tickets import Pending, Ticket
-from twinbert.errors import DeadlineError, QueueFullError
-from twinbert.runtime import Floats, TokenBatch
-
-D = 4
-
-
-class GatedRuntime:
-    """Behind the interface of Runtime: encodes a text as its length, once the gate is open, "quick" ones at once;
-    "broken" and "unreadable" ones fail.
-    """
-
-    bundle: Any = None
-    engine = "float32"
-    query_digest = "tower"
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.batches: list[list[str]] = []
-        self._texts: dict[int, list[str]] = {}
-
-    def max_tokens(self, tower: str) -> int:
-        return 16
-
-    def tokenize(self, texts: Sequence[str], tower: str = "query") -> TokenBatch:
-        if any("unreadable" in text for text in texts):
-            raise ValueError("the tokenizer broke")
-        tokens = TokenBatch([np.zeros(3, dtype=np.int64) for _ in texts], np.array([len(text) > 40 for text in texts]))
-        self._texts[id(tokens)] = list(texts)
-        return tokens
-
-    def embed(self, tokens: TokenBatch, tower: str = "query") -> Floats:
-        texts = self._texts.pop(id(tokens))
-        self.batches.append(texts)
-        assert all("quick" in text for text in texts) or self.gate.wait(30)
-        if any("broken" in text for text in texts):
-            raise ValueError("the model broke")
-        return np.array([[len(text)] * D for text in texts], dtype=np.float32)
-
-
-def run(test: Callable[[Batcher, GatedRuntime, Metrics], Coroutine[Any, Any, None]], **settings: Any) -> None:
-    """Runs a test on an event loop of its own."""
-
-    async def main() -> None:
-        runtime, metrics = GatedRuntime(), Metrics()
-        batcher = Batcher(Settings(**({"engines": 1, "threads": 1} | settings)), metrics)
-        try:
-            await asyncio.wait_for(test(batcher, runtime, metrics), 60)
-        finally:
-            runtime.gate.set()
-            batcher.close()
-
-    asyncio.run(main())
-
-
-async def started(runtime: GatedRuntime, batches: int) -> None:
-    """Waits until so many batches have reached the engine."""
-    while len(runtime.batches) < batches:
-        await asyncio.sleep(0)
-
-
-def values(ticket: Ticket) -> list[float | None]:
-    return [None if one is None else float(one[0]) for one in ticket.embeddings]
+from tests.unit.batcher_cases import GatedRuntime, run, started, values
 
 
 def test_an_idle_engine_starts_at_once_and_a_batch_forms_while_it_is_busy() -> None:
@@ -165,168 +99,6 @@ def test_a_slow_query_holds_up_its_engine_alone() -> None:
     run(test, engines=2)
 
 
-def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
-    """What is queued is answered; a request that finds the queue empty is taken whatever its size."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        first = batcher.submit(["first"], runtime)
-        await started(runtime, 1)
-        queued = batcher.submit(["a", "bb", "ccc"], runtime)
-        with pytest.raises(QueueFullError, match="3 queries are waiting, 3 may") as caught:
-            batcher.submit(["dddd"], runtime)
-        assert caught.value.retry_after_s > 0
-        assert metrics.registry.get_sample_value("twinbert_queue_depth") == 3
-        runtime.gate.set()
-        await asyncio.gather(first.done, queued.done)
-        many = batcher.submit([f"text {number}" for number in range(9)], runtime)
-        await many.done
-        assert metrics.registry.get_sample_value("twinbert_queue_depth") == 0
-
-    run(test, queue=3)
-
-
-def test_a_query_that_would_come_too_late_is_refused_at_once() -> None:
-    """What waits, and what is at work, is estimated from batches before; who has time, or sets no limit, is taken."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        batcher.cost.observe(tokens=2, seconds=100.0)
-        first = batcher.submit(["a"], runtime, remaining=1)  # an idle engine is tried, whatever the estimate
-        await started(runtime, 1)
-        with pytest.raises(DeadlineError, match="and the call has 1000 ms left") as caught:
-            batcher.submit(["b"], runtime, remaining=1)
-        assert 90 < caught.value.retry_after_s <= 100
-        assert caught.value.what == "deadline"
-        second, third = batcher.submit(["b"], runtime, remaining=300), batcher.submit(["c"], runtime)
-        with pytest.raises(DeadlineError):
-            batcher.submit(["d"], runtime, remaining=180)
-        assert batcher.submit(["a"], runtime, remaining=1) is not None  # shares what is at work
-        runtime.gate.set()
-        await asyncio.gather(first.done, second.done, third.done)
-        assert [text for batch in runtime.batches for text in batch] == ["a", "b", "c"]
-
-    run(test)
-
-
-def test_a_batch_is_one_engines_work_however_many_there_are() -> None:
-    """What waits is expected after a whole batch of the engine that is free first, with a quarter kept for chance."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        batcher.cost.observe(tokens=2, seconds=100.0)
-        at_work = [batcher.submit([text], runtime) for text in "ab"]
-        await started(runtime, 2)
-        for remaining in (180, 240):  # two batches of 100 s, one after the other
-            with pytest.raises(DeadlineError):
-                batcher.submit(["c"], runtime, remaining=remaining)
-        taken = batcher.submit(["c"], runtime, remaining=251)
-        runtime.gate.set()
-        await asyncio.gather(*(one.done for one in (*at_work, taken)))
-
-    run(test, engines=2)
-
-
-def test_a_batch_makes_none_of_its_queries_late() -> None:
-    """Whoever was let in earlier is not held up by a batch that grew; what does not fit comes with the next one."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        first = batcher.submit(["first"], runtime)
-        await started(runtime, 1)
-        patient = [batcher.submit([f"text {number}"], runtime) for number in range(3)]
-        hurried = batcher.submit(["hurried"], runtime, remaining=100)
-        later = [batcher.submit([f"more {number}"], runtime) for number in range(9)]
-        for tokens, seconds in ((4, 16.0), (8, 32.0)):  # 4 s a token
-            batcher.cost.observe(tokens, seconds)
-        runtime.gate.set()
-        await asyncio.gather(*(ticket.done for ticket in (first, *patient, hurried, *later)))
-        # 16 tokens take 64 s, and a quarter is kept; with another query it would be 100 s.
-        assert runtime.batches[1] == ["text 0", "text 1", "text 2", "hurried"]
-
-    run(test)
-
-
-def test_an_estimate_that_was_too_high_is_put_right() -> None:
-    """One slow batch does not shut a server: when an engine is idle again the next request is taken, and measured."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        runtime.gate.set()
-        batcher.cost.observe(tokens=2, seconds=100.0)
-        for number in range(200):
-            await batcher.submit([f"{number}"], runtime, remaining=5).done
-        assert batcher.cost.seconds(2, 1024) < 1
-
-    run(test)
-
-
-def test_answers_that_came_late_make_it_more_careful() -> None:
-    """Who waits, and is answered far later than was estimated, counts for those who ask next; who found an engine idle,
-    or gave up before, does not.
-    """
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        batcher.cost.observe(tokens=2, seconds=1e-6)
-        with batcher.submit(["idle"], runtime) as first:
-            await started(runtime, 1)
-            with batcher.submit(["given up"], runtime):
-                pass
-            assert batcher.lateness.factor == CAUTION
-            with batcher.submit(["waits"], runtime) as second:
-                runtime.gate.set()
-                await asyncio.gather(first.done, second.done)
-        assert batcher.lateness.factor > CAUTION
-
-    run(test)
-
-
-def test_what_a_request_does_after_its_last_query_is_no_lateness() -> None:
-    """A scan of all documents, or a large crossing, while the ticket is held says nothing of the engines."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        batcher.cost.observe(tokens=2, seconds=100.0)
-        with batcher.submit(["idle"], runtime) as first:
-            await started(runtime, 1)
-            with batcher.submit(["waits"], runtime) as second:
-                runtime.gate.set()
-                await asyncio.gather(first.done, second.done)
-                second.submitted -= 10_000  # as if it were held for hours from here on
-        assert batcher.lateness.factor == CAUTION
-
-    run(test)
-
-
-def test_a_refusal_does_not_look_through_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only when somebody gave up, and then once: thousands of refusals a second must not cost what answers need."""
-    looks = 0
-    is_wanted = cast("property", Pending.is_wanted).__get__
-
-    def look(pending: Pending) -> bool:
-        nonlocal looks
-        looks += 1
-        return bool(is_wanted(pending))
-
-    monkeypatch.setattr(Pending, "is_wanted", property(look))
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        def refuse() -> None:
-            for _ in range(20):
-                with pytest.raises(DeadlineError):
-                    batcher.submit(["refused"], runtime, remaining=1)
-
-        batcher.cost.observe(tokens=2, seconds=100.0)
-        first = batcher.submit(["first"], runtime)
-        await started(runtime, 1)
-        queued = [batcher.submit([f"text {number}"], runtime) for number in range(50)]
-        before = looks
-        refuse()
-        assert looks == before
-        with batcher.submit(["given up"], runtime):
-            pass
-        refuse()
-        assert looks == before + 51
-        runtime.gate.set()
-        await asyncio.gather(first.done, *(ticket.done for ticket in queued))
-
-    run(test)
-
-
 def test_who_joins_a_query_that_waits_has_waited_since_then() -> None:
     """Not since it came first: times of stages lie within the request's own."""
 
@@ -336,27 +108,6 @@ def test_who_joins_a_query_that_waits_has_waited_since_then() -> None:
         ticket.submitted = 50.0
         ticket.waited(pending, 60.0)
         assert ticket.queue_s == 10
-
-    run(test)
-
-
-def test_what_has_expired_is_never_begun() -> None:
-    """A call without time left is refused, and one that runs out of time in the queue is dropped and told so."""
-
-    async def test(batcher: Batcher, runtime: Any, metrics: Metrics) -> None:
-        with pytest.raises(DeadlineError, match="0 ms left"):
-            batcher.submit(["late"], runtime, remaining=0)
-        first = batcher.submit(["first"], runtime)
-        await started(runtime, 1)
-        late = batcher.submit(["second"], runtime, remaining=1e-9)
-        runtime.gate.set()
-        await first.done
-        with pytest.raises(TimeoutError):
-            await late.done
-        assert runtime.batches == [["first"]]
-        assert metrics.registry.get_sample_value("twinbert_queries_dropped_total") == 1
-        cached = batcher.submit(["first"], runtime, remaining=0)
-        assert cached.done.done()
 
     run(test)
 

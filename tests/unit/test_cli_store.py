@@ -96,7 +96,7 @@ def test_list_with_damage(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     path = store.path / GENERATIONS / f"{store.generations()[1]}.json"
     path.write_bytes(b"")
     lines = run(capsys, "list", "--store", store.path)
-    assert "damaged: " in lines[2]
+    assert "unreadable: " in lines[2]
     assert str(path) in lines[2]
     listed = json.loads("\n".join(run(capsys, "list", "--store", store.path, "--json")))
     assert str(path) in listed[1]["problem"]
@@ -124,6 +124,7 @@ def test_verify_what_a_newer_version_wrote(store: Store, capsys: pytest.CaptureF
     """It is not called damaged: a refresh would be no remedy, another version is."""
     forge(store, lambda fields: fields.update(format=2))
     assert refused(capsys, "verify", "--store", store.path).endswith("update twinbert, or roll back")
+    assert "damaged" not in "\n".join(run(capsys, "list", "--store", store.path))
 
 
 def test_verify_a_new_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

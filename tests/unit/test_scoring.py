@@ -19,7 +19,7 @@ from scorer_server.snapshots import Snapshots
 from store.documents import Batch
 from store.store import Store
 from store.writer import digests
-from tests.unit.test_batcher import D, GatedRuntime
+from tests.unit.batcher_cases import D, GatedRuntime
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.v1 import scorer_pb2 as pb
 

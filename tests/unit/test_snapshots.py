@@ -18,7 +18,7 @@ from store.errors import GenerationNotFoundError
 from store.maintenance import rollback
 from store.store import Store
 from tests.unit import store_cases
-from tests.unit.test_batcher import D
+from tests.unit.batcher_cases import D
 from tests.unit.test_scoring import CrossingRuntime, published
 
 

@@ -236,7 +236,7 @@ def _row(one: Listed) -> tuple[str, ...]:
 
     mark, manifest = "→" * one.current + "*" * one.pinned, one.manifest
     if manifest is None:
-        return mark, one.name, f"damaged: {one.problem}", "", "", "", "", ""
+        return mark, one.name, f"unreadable: {one.problem}", "", "", "", "", ""
     published = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
     sizes = f"{manifest.documents:,}", str(len(manifest.segments)), manifest.encoding, f"{one.size / 1e6:,.0f}"
     return mark, one.name, published, *sizes, manifest.model[:8]
