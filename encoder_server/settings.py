@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # With more, a lookup among all of them would take half as long again as among one; dead rows cost memory and scans.
-MAX_SEGMENTS = 5
+MAX_SEGMENTS = 4
 MAX_DEAD_SHARE = 0.25
 
 
