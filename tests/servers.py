@@ -45,12 +45,15 @@ class Server:
                 return event
         raise AssertionError(f"the server ended without {name!r}: {self.log}")
 
+    def exposition(self) -> str:
+        """/metrics, as it is."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=_LONG) as response:
+            text: str = response.read().decode()
+        return text
+
     def metrics(self) -> dict[str, float]:
         """/metrics, by series."""
-        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=_LONG) as response:
-            lines = response.read().decode().splitlines()
-        series = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        series = (line.rpartition(" ") for line in self.exposition().splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in series}
 
     def started(self) -> None:

@@ -6,17 +6,23 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 from scorer_cases import error_of, one_task
 
 from tests.servers import Server, running, twinbert
 from twinbert.bundle import Bundle
+from twinbert.client import ScorerClient, Task
 from twinbert.v1 import scorer_pb2 as pb
 from twinbert.v1 import scorer_pb2_grpc
+
+OK = 'twinbert_rpc_duration_seconds_count{code="OK",method="Score"}'
 
 
 def test_every_series_is_there_from_the_start(tiny_bundle: Path, store: Path) -> None:
@@ -80,6 +86,49 @@ def test_health_is_told_for_each_service(server: Server) -> None:
         for service in ("", "twinbert.v1.ScorerService"):
             status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_series_stay_few(tiny_bundle: Path, store: Path) -> None:
+    """Whatever callers make up adds no series; and none is a summary, which cannot be added up over replicas."""
+    with running("serve", tiny_bundle, store) as server, grpc.insecure_channel(server.address) as channel:
+        stub = scorer_pb2_grpc.ScorerServiceStub(channel)
+        stub.Score(one_task("red", "d1"))
+        before = server.metrics()
+        for number in range(20):
+            unknown = channel.unary_unary(f"/twinbert.v1.ScorerService/Made{number}")
+            with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+                unknown(b"")
+            error_of(stub.Score, pb.ScoreRequest(generation=f"made-{number}", tasks=one_task("red", "d1").tasks))
+            stub.Score(one_task(f"query {number}", f"document {number}"), metadata=(("x-request-id", f"id-{number}"),))
+        assert server.metrics().keys() == before.keys()
+        assert "summary" not in {family.type for family in text_string_to_metric_families(server.exposition())}
+
+
+def test_who_goes_on_calling_sees_nothing_of_a_drain(tiny_bundle: Path, store: Path) -> None:
+    """While one of two scorers drains under load, callers of both are answered by the other, without one failure."""
+    with running("serve", tiny_bundle, store) as leaving, running("serve", tiny_bundle, store) as staying:
+        addresses, over = f"{leaving.address},{staying.address}", threading.Event()
+
+        def ask(number: int) -> int:
+            asked = 0
+            while not over.is_set():
+                client.score(Task(f"query {number} {asked}", ["d1", "d2"]), timeout=60)
+                asked += 1
+            return asked
+
+        with ScorerClient(addresses) as client, ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask, number) for number in range(8)]
+            try:
+                for server in (leaving, staying):
+                    while server.metrics()[OK] < 20:
+                        pass
+                assert leaving.stop() == 0
+                done = staying.metrics()[OK]
+                while staying.metrics()[OK] < done + 20:
+                    pass
+            finally:
+                over.set()
+            assert all(one.result() > 0 for one in asking)
 
 
 def test_sigterm_drains(tiny_bundle: Path, store: Path) -> None:

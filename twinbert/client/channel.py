@@ -26,6 +26,8 @@ MESSAGE_BYTES = 8 * 2**20  # the servers' default limit, both ways
 # A server that goes away between two requests costs a retry and no error. The sum of the backoffs, about 0.15 s, stays
 # well inside a ranker's deadline; the throttle stops retries when more than half of the calls fail, so that clients do
 # not multiply the load on servers that are going down. Refresh is a stream that only its caller can start again.
+# CANCELLED is what gRPC's core answers to a call that reaches a server just as it begins to drain; what the caller
+# cancels is never tried again.
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -40,7 +42,7 @@ SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.02s",
                     "maxBackoff": "0.2s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],
