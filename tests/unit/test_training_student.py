@@ -16,7 +16,7 @@ from twinbert.errors import UnsupportedError, UsageError
 from twinbert.training import initial, losses, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
-from twinbert.training.embedding import bi_encoder_vectors
+from twinbert.training.embedding import bi_encoder_vectors, map_from
 from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs, judged
@@ -90,6 +90,17 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     texts = scored.texts()
     correlation = np.corrcoef(started.logits(texts, "cosine"), plain.logits(texts, "cosine"))[0, 1]
     assert correlation > 0.95
+
+
+@pytest.mark.parametrize("dimension", [6, 8, 12])
+def test_a_first_stage_starts_from_the_way_back(dimension: int) -> None:
+    """Embeddings narrower, as wide and wider than the vectors: those that map to them best vary within tanh's range."""
+    vectors_NH = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    back_HD = map_from(vectors_NH, dimension, seed=1).weight.detach().numpy()
+    embeddings_ND = vectors_NH @ np.linalg.pinv(back_HD).T
+    assert np.sqrt(np.square(embeddings_ND).mean()) == pytest.approx(0.4, rel=1e-4)
+    if dimension >= 8:
+        np.testing.assert_allclose(embeddings_ND @ back_HD.T, vectors_NH, atol=1e-5)
 
 
 def test_vectors_of_a_bi_encoder_are_made_once(checkpoint: Path, tmp_path: Path) -> None:
