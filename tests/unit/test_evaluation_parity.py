@@ -46,7 +46,7 @@ def measured(tiny_bundle: Path, split: Split, tmp_path_factory: pytest.TempPathF
 
 
 def test_every_hop_is_measured(measured: Parity) -> None:
-    """The way is whole, every stage is compared with the one before it, the live one also with torch, and quality is a number everywhere."""
+    """Every stage is compared with the one before it, the live one also with torch; quality is a number everywhere."""
     hops = measured.crossings["cosine"]
     assert [hop.name for hop in hops] == HOPS
     assert [hop.before for hop in hops] == [

@@ -84,7 +84,8 @@ def attended(attention: Attention, states_LH: list[list[float]]) -> list[list[fl
     """Multi-head self-attention of one text by its formula, number by number."""
     width = len(states_LH[0]) // attention.heads
     queries, keys, values = (
-        [projected(linear, state) for state in states_LH] for linear in (attention.query, attention.key, attention.value)
+        [projected(linear, state) for state in states_LH]
+        for linear in (attention.query, attention.key, attention.value)
     )
     outputs = []
     for query in queries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
 from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import Schedule
-from twinbert.training.pairs import Pairs, judged
+from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
 from twinbert.training.teacher import TeacherConfig
 
@@ -78,6 +79,37 @@ def test_pairs_without_scores_are_refused(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="its losses need a teacher"):
         student.train(config_of(checkpoint), DATASET, judged(DATASET), output=tmp_path / "s", seed=1)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_student_learns_from_its_share(
+    checkpoint: Path, scored: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pairs of half the queries and none of the others; a larger share has them too, and a run records it."""
+
+    class LearnedError(Exception):
+        """Ends a training where it begins."""
+
+    def blocks(pairs: Pairs, *_: object, **__: object) -> Blocks:
+        raise LearnedError(pairs.texts())
+
+    monkeypatch.setattr(student, "Blocks", blocks)
+    learned: list[set[tuple[str, str]]] = []
+    for share in (0.25, 0.5, 1.0):
+        output = tmp_path / str(share)
+        config = dataclasses.replace(config_of(checkpoint), share=share)
+        with pytest.raises(LearnedError) as caught:
+            student.train(config, DATASET, scored, output=output, seed=1)
+        learned.append(set(caught.value.args[0]))
+        recorded = json.loads((output / "distil" / "configuration.json").read_text())["student"]
+        assert recorded.get("share", "not said") == (share if share < 1 else "not said")
+    quarter, half, whole = learned
+    assert quarter < half < whole == set(scored.texts())
+    for found, share in ((quarter, 0.25), (half, 0.5)):
+        queries = {query for query, _ in found}
+        assert found == {(query, document) for query, document in whole if query in queries}
+        assert len(queries) / len(scored.queries) == pytest.approx(share, abs=0.2)
+    with pytest.raises(UsageError, match="its share of 1e-09 of the queries has no pair"):
+        part(scored, 1e-9)
 
 
 def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored: Pairs, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class _Plan:
 def _plan(
     *,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME", help="homedepot, pairs, tiny, variants, or the path of a TOML file.")
+        str,
+        typer.Option("--recipe", metavar="NAME", help="homedepot, pairs, tiny, variants, or the path of a TOML file."),
     ],
     output: Annotated[
         Path,

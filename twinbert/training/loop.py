@@ -343,9 +343,9 @@ class _Fit(Generic[_B]):
         left = {name: checkpoint.progress.get(name, value) for name, value in self._setting.items()}
         if left != self._setting:
             raise UsageError(
-                f"{self._task.name}: was left at step {checkpoint.progress['step']:,} by {_setting_in_words(left)}, and "
-                f"this is {_setting_in_words(self._setting)}, which would train on other batches or round otherwise; "
-                f"go on as it was, with `accelerate launch --num_processes` and --precision, or remove {self._run.path}"
+                f"{self._task.name}: was left at step {checkpoint.progress['step']:,} by {_in_words(left)}, and this "
+                f"is {_in_words(self._setting)}, which would train on other batches or round otherwise; go on as it "
+                f"was, with `accelerate launch --num_processes` and --precision, or remove {self._run.path}"
             )
         self._step, self._seconds = checkpoint.progress["step"], checkpoint.progress["seconds"]
         for name, parameter in self._parameters.items():
@@ -381,7 +381,7 @@ def _depth(name: str) -> int | None:
     return 0 if "embeddings." in name else None
 
 
-def _setting_in_words(setting: Mapping[str, Any]) -> str:
+def _in_words(setting: Mapping[str, Any]) -> str:
     precision = "float32" if setting["precision"] == "no" else setting["precision"]
     return f"{setting['processes']} process{'es' * (setting['processes'] != 1)} in {precision}"
 

@@ -3,8 +3,8 @@
     teacher → torch → onnx → stored float32, float16, uint8 → live float32, float16, uint8
 
 `torch` is the student as it was trained, `onnx` its bundle, `stored` the bundle over document embeddings that went
-through a store's encoding, `live` a `Score` request to a scorer over a store that `refresh` filled. Scores of `live float32` are also compared with
-those of `torch`, from one end of the way to the other.
+through a store's encoding, `live` a `Score` request to a scorer over a store that `refresh` filled. `live float32` is
+compared with `torch` too, from one end of the way to the other.
 
 Shapes: N pairs, D dimension.
 """

@@ -213,10 +213,10 @@ def _claim(recipe: Recipe, students: Collection[str], data: str, output: Path, *
     Each student has a claim of its own: another one, or one that was changed, can join a teacher that is there.
     """
     described = dataclasses.asdict(recipe)
-    configured = described.pop("students")
+    del described["students"]
     Run(output, {"recipe": described, "data": data}, writes=writes)
     for name in students:
-        Run(output / "students" / name, {"student": configured[name]}, writes=writes)
+        Run(output / "students" / name, {"student": recipe.students[name].described()}, writes=writes)
 
 
 def followed(run: Path) -> Recipe:
