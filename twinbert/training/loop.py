@@ -149,14 +149,15 @@ def _deterministic() -> Iterator[None]:
 
     A layer for which a GPU has no such form trains all the same, with a warning.
     """
-    mode, filled = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # types do not tell that a module has a property
+    mode, filled = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds faults, and costs time
+    memory.fill_uninitialized_memory = False  # it finds faults, and costs time
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
 
 
 def fit(
