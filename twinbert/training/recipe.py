@@ -260,7 +260,7 @@ def read_kept(run: Path, inputs: Inputs) -> Dataset:
         UsageError: the folder is of no run, or its graded pairs are not there.
     """
     kept = {name: run / "texts" / name for name in ("queries", "documents")}
-    texts = {name: TextFile(path) for name, path in kept.items() if path.exists()}
+    texts: dict[str, Any] = {name: TextFile(path) for name, path in kept.items() if path.exists()}
     return dataclasses.replace(_read_pairs(followed(run), inputs), **texts)
 
 
