@@ -18,6 +18,7 @@ from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import System
 from twinbert.training.loop import Schedule
 from twinbert.training.report import Silent
+from twinbert.training.texts import TextFile
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,28 @@ def test_baselines_are_trained_once_and_get_rows(
     systems.train_baselines(own, dataset, Silent(), network=network)
     assert (own / "baselines" / "c-dssm" / "weights.safetensors").stat().st_mtime_ns == weights
     assert dssm.load(own / "baselines" / "c-dssm").twin.config.document.dimension == 4
+
+
+def test_a_baseline_minimises_what_students_do() -> None:
+    """C-DSSM has the losses that most distilled students have; students on grades alone say nothing of them."""
+    homedepot = recipe.load("homedepot")
+    assert systems.network_of(homedepot).losses == homedepot.students["minilm"].losses
+    labels = {name: one for name, one in homedepot.students.items() if not one.needs_teacher}
+    assert systems.network_of(dataclasses.replace(homedepot, students=labels)).losses == DssmConfig().losses
+
+
+def test_baselines_learn_from_the_texts_that_the_run_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlabelled queries and documents of the run are those of its baselines, without being given again."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    TextFile.write(own / "texts" / "queries", ["bada"])
+    TextFile.write(own / "texts" / "documents", ["fimo bada", "fimo"])
+    learned: list[Dataset] = []
+    monkeypatch.setattr(systems, "train_baselines", lambda _run, dataset, _report: learned.append(dataset))
+    assert main(["train", "baselines", str(own)]) == 0
+    assert [(list(one.queries), list(one.documents)) for one in learned] == [(["bada"], ["fimo bada", "fimo"])]
 
 
 def test_evaluate_writes_and_prints_the_table(

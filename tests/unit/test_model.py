@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from twinbert.errors import UsageError
 from twinbert.model.config import TowerConfig, TwinConfig
 from twinbert.model.crossing import CosineCrossing
-from twinbert.model.tower import Tower
+from twinbert.model.tower import Attention, Layer, Tower
 from twinbert.model.twin import TwinBert
 
 TOWER = TowerConfig(vocabulary=50, hidden=16, layers=2, heads=4, feed_forward=24, positions=12)
@@ -71,6 +72,63 @@ def test_padding_changes_nothing(tower: Tower) -> None:
     mask_BL = torch.ones_like(ids_BL)
     mask_BL[1, 4:] = 0
     assert torch.allclose(tower(ids_BL, mask_BL)[1:2], alone_1D, atol=1e-6)
+
+
+def projected(linear: torch.nn.Linear, state_H: list[float]) -> list[float]:
+    """A linear layer by its formula."""
+    rows, bias = linear.weight.tolist(), linear.bias.tolist()
+    return [sum(w * x for w, x in zip(row, state_H, strict=True)) + b for row, b in zip(rows, bias, strict=True)]
+
+
+def attended(attention: Attention, states_LH: list[list[float]]) -> list[list[float]]:
+    """Multi-head self-attention of one text by its formula, number by number."""
+    width = len(states_LH[0]) // attention.heads
+    queries, keys, values = (
+        [projected(linear, state) for state in states_LH]
+        for linear in (attention.query, attention.key, attention.value)
+    )
+    outputs = []
+    for query in queries:
+        mixed = []
+        for start in range(0, width * attention.heads, width):
+            head = range(start, start + width)
+            shares = [math.exp(sum(query[k] * key[k] for k in head) / math.sqrt(width)) for key in keys]
+            mixed += [sum(s * v[k] for s, v in zip(shares, values, strict=True)) / sum(shares) for k in head]
+        outputs.append(projected(attention.output, mixed))
+    return outputs
+
+
+def normed(norm: torch.nn.LayerNorm, state_H: list[float]) -> list[float]:
+    """A layer norm by its formula."""
+    mean = sum(state_H) / len(state_H)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in state_H) / len(state_H) + norm.eps)
+    scale, bias = norm.weight.tolist(), norm.bias.tolist()
+    return [(x - mean) / deviation * s + b for x, s, b in zip(state_H, scale, bias, strict=True)]
+
+
+@torch.no_grad()
+def test_a_layer_computes_the_formulas_of_bert() -> None:
+    """Attention and a whole layer, of a full and a padded text, are what loops over single numbers give."""
+    torch.manual_seed(8)
+    layer = Layer(TOWER).eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    states_BLH = torch.randn(2, 5, 16)
+    lengths = (5, 3)
+    mask_B11L = torch.zeros(2, 1, 1, 5)
+    mask_B11L[1, ..., 3:] = torch.finfo(torch.float32).min
+    found_BLH = layer.attention(states_BLH, mask_B11L), layer(states_BLH, mask_B11L)
+    for text, length in enumerate(lengths):
+        states_LH = states_BLH[text, :length].tolist()
+        attention_LH = attended(layer.attention, states_LH)
+        layer_LH = []
+        for state, taken in zip(states_LH, attention_LH, strict=True):
+            middle = normed(layer.attention_norm, [x + y for x, y in zip(state, taken, strict=True)])
+            active = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in projected(layer.up, middle)]
+            down = projected(layer.down, active)
+            layer_LH.append(normed(layer.down_norm, [x + y for x, y in zip(middle, down, strict=True)]))
+        for found, expected in zip(found_BLH, (attention_LH, layer_LH), strict=True):
+            np.testing.assert_allclose(found[text, :length].numpy(), expected, atol=2e-5)
 
 
 @torch.no_grad()

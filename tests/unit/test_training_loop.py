@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from twinbert.errors import UsageError
-from twinbert.training.loop import Schedule, Task, fit, windows
+from twinbert.training import loop
+from twinbert.training.loop import Schedule, Task, fit, new_accelerator, windows
 from twinbert.training.report import Silent
 from twinbert.training.runs import Checkpoint, Run
 
@@ -107,6 +110,83 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         module.scale.fill_(torch.nan)
     with pytest.raises(UsageError, match="the loss became nan by step 2; lower the learning rate"):
         fit(what, SCHEDULE, run=Run(tmp_path, {}), seed=5, report=Silent())
+
+
+class Lookup(nn.Module):
+    """Few rows, each looked up by many: their gradients are long sums, which threads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, row_N: Tensor) -> dict[str, Tensor]:
+        random_N64 = torch.randn(len(row_N), 64, generator=torch.Generator().manual_seed(1))
+        return {"loss": (self.rows[row_N] * random_N64).square().mean()}
+
+
+def test_two_threads_train_the_same_every_time(tmp_path: Path) -> None:
+    """The order in which threads end changes no bit of the weights, and torch is left as it was found."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = []
+        for attempt in range(3):
+            lookup = Task(
+                name="lookup",
+                module=Lookup(),
+                batches=lambda _: range(8),
+                collate=lambda _: {"row_N": torch.arange(8_000) % 8},
+            )
+            fit(lookup, Schedule(rate=1.0), run=Run(tmp_path / str(attempt), {}), seed=5, report=Silent())
+            found.append(lookup.module.get_parameter("rows"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(rows.equal(found[0]) for rows in found)
+    assert torch.get_deterministic_debug_mode() == 0
+
+
+@pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """No accelerator yet, as in a process that has just begun, and none of this one's afterwards."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize(
+    ("launched", "option", "precision"),
+    [("no", None, "bf16"), (None, None, "bf16"), ("no", "float32", "no"), ("bf16", "float32", "no")],
+)
+def test_bf16_is_the_default_also_under_accelerate_launch(
+    launched: str | None, option: loop.Precision | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` says `no` unasked, so only our own option turns bf16 off; the first call counts for all."""
+    monkeypatch.setattr(loop, "multiplies_bf16", lambda: True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert new_accelerator(option).mixed_precision == precision
+    assert new_accelerator().mixed_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("changed", "was"), [({"processes": 3}, "3 processes in float32"), ({"precision": "fp16"}, "1 process in fp16")]
+)
+@pytest.mark.usefixtures("fresh_process")
+def test_a_run_goes_on_as_it_was(changed: dict[str, Any], was: str, tmp_path: Path) -> None:
+    """Other processes would take other batches for its steps, so they are refused; an old checkpoint does not say."""
+    new_accelerator("float32")
+    with pytest.raises(KilledError):
+        trained(tmp_path, dies_at=11)
+    run = Run(tmp_path, {"a": 1})
+    left = run.load()
+    assert left is not None
+    run.save(dataclasses.replace(left, progress=left.progress | changed))
+    with pytest.raises(UsageError, match=rf"was left at step 9 by {was}, and this is 1 process in float32"):
+        trained(tmp_path)
+    run.save(dataclasses.replace(left, progress={name: left.progress[name] for name in ("step", "seconds")}))
+    trained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -84,17 +84,30 @@ def test_listwise_kl(temperature: float) -> None:
 
 
 def test_in_batch_softmax() -> None:
-    """The mean over relevant pairs of −log of their share among themselves and what is not relevant; 0 without any."""
+    """The mean over relevant pairs of −log of their share among themselves and the negatives; 0 without any."""
     student_QM = torch.randn(3, 5, generator=GENERATOR)
     relevant_QM = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    negative_QM = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
     expected = []
     for q, d in relevant_QM.nonzero().tolist():
-        others = [student_QM[q, m].exp().item() for m in range(5) if not relevant_QM[q, m]]
+        others = [student_QM[q, m].exp().item() for m in range(5) if negative_QM[q, m]]
         own = student_QM[q, d].exp().item()
         expected.append(-math.log(own / (own + sum(others))))
-    found = losses.in_batch_softmax(student_QM, relevant_QM)
+    found = losses.in_batch_softmax(student_QM, relevant_QM, negative_QM)
     assert found.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert losses.in_batch_softmax(student_QM, torch.zeros_like(relevant_QM)).item() == 0
+    assert losses.in_batch_softmax(student_QM, torch.zeros_like(relevant_QM), negative_QM).item() == 0
+
+
+def test_in_batch_labels() -> None:
+    """Grades come before the teacher; what was found for a query that shares a document is no negative."""
+    # Query 0 has documents 0 and 1, query 1 has 1, 2 and 3, query 2 has 4.
+    pairs = [(0, 0, 2.0, 0.25), (0, 1, -2.0, torch.nan), (1, 1, -2.0, 0.5), (1, 2, 2.0, torch.nan)]
+    pairs += [(1, 3, 0.0, torch.nan), (2, 4, 2.0, torch.nan)]
+    query_P, document_P = torch.tensor([pair[:2] for pair in pairs]).T
+    teacher_P, grade_P = torch.tensor([pair[2:] for pair in pairs]).T
+    relevant_QM, negative_QM = losses.in_batch_labels(query_P, document_P, teacher_P, grade_P, queries=3, documents=5)
+    assert relevant_QM.int().tolist() == [[0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]]
+    assert negative_QM.int().tolist() == [[1, 1, 0, 0, 1], [0, 0, 0, 1, 1], [1, 1, 1, 1, 0]]
 
 
 def test_pairwise_logistic() -> None:
@@ -115,7 +128,7 @@ def test_pairwise_logistic() -> None:
         lambda s: losses.soft_cross_entropy(s, TEACHER_N),
         lambda s: losses.margin_mse(s, TEACHER_N, TASK_N),
         lambda s: losses.listwise_kl(s, TEACHER_N, TASK_N),
-        lambda s: losses.in_batch_softmax(s[None], TEACHER_N[None] > 0),
+        lambda s: losses.in_batch_softmax(s[None], TEACHER_N[None] > 0, TEACHER_N[None] <= 0),
         lambda s: losses.pairwise_logistic(s, GRADES_N),
     ],
 )

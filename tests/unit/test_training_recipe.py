@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
+from twinbert.model.config import ResidualConfig
 from twinbert.training import recipe
 from twinbert.training.recipe import Inputs
 
@@ -30,6 +32,22 @@ def test_a_budget_changes_only_what_it_names() -> None:
         recipe.load("homedepot", budget="huge")
 
 
+@pytest.mark.parametrize("budget", ["full", "small"])
+def test_variants_join_a_run_of_homedepot(budget: str) -> None:
+    """Teacher and pairs are the same, `minilm` too; each other student differs from it in one thing."""
+    variants, homedepot = recipe.load("variants", budget=budget), recipe.load("homedepot", budget=budget)
+    assert dataclasses.replace(variants, students={}) == dataclasses.replace(homedepot, students={})
+    whole = homedepot.students["minilm"]
+    changed = {
+        "minilm": {},
+        "minilm-quarter": {"share": 0.25, "distil": dataclasses.replace(whole.distil, epochs=8)},
+        "minilm-half": {"share": 0.5, "distil": dataclasses.replace(whole.distil, epochs=4)},
+        "minilm-plain-projection": {"projection_start": "plain"},
+        "minilm-plain-residual": {"residual": ResidualConfig(start="plain")},
+    }
+    assert variants.students == {name: dataclasses.replace(whole, **values) for name, values in changed.items()}
+
+
 def test_options_change_the_recipe() -> None:
     """What the command line says takes the place of the recipe's values."""
     changed = recipe.load("pairs", changes={"seed": 3, "columns": {"query": "q", "lowest": 1, "highest": 5}})
@@ -46,6 +64,7 @@ def test_options_change_the_recipe() -> None:
         ('source = "files"\nsed = 1\n[students.a]', "sed is unknown; there are source, seed"),
         ('source = "files"\nseed = "x"\n[students.a]', "seed is 'x', which is no int"),
         ('source = "files"\n[students.a]\nshared = 1', "students.a: shared is 1, which is no bool"),
+        ('source = "files"\n[students.a]\nshare = 0', "share is 0.0; it must be above 0"),
         ('source = "files"\n[students.a.distil]\nepochs = 0', "epochs is 0"),
         ('source = "files"\n[students.a]\ntokenizer = "triletter"', "no checkpoint reads tri-letters"),
         ('source = "files"\n[students.a.losses]\nsoft_cross_entropy = 0', "weights must be at least 0"),
@@ -72,7 +91,7 @@ def test_unknown_students_and_recipes_are_one_line(tmp_path: Path, capsys: pytes
     assert main(["train", "student", "giant", "--recipe", "tiny", "-o", str(tmp_path / "run")]) == 2
     assert "no student 'giant'; there are wordpiece, triletter" in capsys.readouterr().err
     assert main(["train", "run", "--recipe", "none", "-o", str(tmp_path / "run")]) == 2
-    assert "is no recipe; there are homedepot, pairs, tiny" in capsys.readouterr().err
+    assert "is no recipe; there are homedepot, pairs, tiny, variants" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from twinbert.errors import UnsupportedError, UsageError
 from twinbert.training import initial, losses, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
-from twinbert.training.embedding import bi_encoder_vectors
+from twinbert.training.embedding import bi_encoder_vectors, map_from
 from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import Schedule
-from twinbert.training.pairs import Pairs, judged
+from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
 from twinbert.training.teacher import TeacherConfig
 
@@ -80,6 +81,37 @@ def test_pairs_without_scores_are_refused(checkpoint: Path, tmp_path: Path) -> N
     assert not (tmp_path / "s").exists()
 
 
+def test_a_student_learns_from_its_share(
+    checkpoint: Path, scored: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pairs of half the queries and none of the others; a larger share has them too, and a run records it."""
+
+    class LearnedError(Exception):
+        """Ends a training where it begins."""
+
+    def blocks(pairs: Pairs, *_: object, **__: object) -> Blocks:
+        raise LearnedError(pairs.texts())
+
+    monkeypatch.setattr(student, "Blocks", blocks)
+    learned: list[set[tuple[str, str]]] = []
+    for share in (0.25, 0.5, 1.0):
+        output = tmp_path / str(share)
+        config = dataclasses.replace(config_of(checkpoint), share=share)
+        with pytest.raises(LearnedError) as caught:
+            student.train(config, DATASET, scored, output=output, seed=1)
+        learned.append(set(caught.value.args[0]))
+        recorded = json.loads((output / "distil" / "configuration.json").read_text())["student"]
+        assert recorded.get("share", "not said") == (share if share < 1 else "not said")
+    quarter, half, whole = learned
+    assert quarter < half < whole == set(scored.texts())
+    for found, share in ((quarter, 0.25), (half, 0.5)):
+        queries = {query for query, _ in found}
+        assert found == {(query, document) for query, document in whole if query in queries}
+        assert len(queries) / len(scored.queries) == pytest.approx(share, abs=0.2)
+    with pytest.raises(UsageError, match="its share of 1e-09 of the queries has no pair"):
+        part(scored, 1e-9)
+
+
 def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored: Pairs, tmp_path: Path) -> None:
     """At full width, scores start as the checkpoint's own cosines would rank, but for what tanh bends."""
     config = dataclasses.replace(config_of(checkpoint), projection=32)
@@ -90,6 +122,17 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     texts = scored.texts()
     correlation = np.corrcoef(started.logits(texts, "cosine"), plain.logits(texts, "cosine"))[0, 1]
     assert correlation > 0.95
+
+
+@pytest.mark.parametrize("dimension", [6, 8, 12])
+def test_a_first_stage_starts_from_the_way_back(dimension: int) -> None:
+    """Embeddings narrower, as wide and wider than the vectors: those that map to them best vary within tanh's range."""
+    vectors_NH = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    back_HD = map_from(vectors_NH, dimension, seed=1).weight.detach().numpy()
+    embeddings_ND = vectors_NH @ np.linalg.pinv(back_HD).T
+    assert np.sqrt(np.square(embeddings_ND).mean()) == pytest.approx(0.4, rel=1e-4)
+    if dimension >= 8:
+        np.testing.assert_allclose(embeddings_ND @ back_HD.T, vectors_NH, atol=1e-5)
 
 
 def test_vectors_of_a_bi_encoder_are_made_once(checkpoint: Path, tmp_path: Path) -> None:

@@ -43,14 +43,16 @@ def baselines(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is there.")],
     *,
     inputs: Inputs,
-    documents: DocumentsOption = None,
 ) -> None:
-    """Train what students are compared with: C-DSSM on the same pairs, and a cross-encoder of 3 layers."""
-    from twinbert.training.recipe import followed, read
+    """Train what students are compared with: C-DSSM on their pairs and losses, and a cross-encoder of 3 layers.
+
+    Unlabelled texts are those that the run has kept.
+    """
+    from twinbert.training.recipe import read_kept
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
-    dataset = read(followed(run), dataclasses.replace(inputs, documents=documents))
+    dataset = read_kept(run, inputs)
     with reporting() as report:
         train_baselines(run, dataset, report)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from twinbert.cli.evaluate import baselines, evaluate, parity
 from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
+    from twinbert.training.loop import Precision
     from twinbert.training.recipe import Inputs, Recipe
     from twinbert.training.report import Report
 
@@ -31,12 +32,14 @@ class _Plan:
     recipe: Recipe
     inputs: Inputs
     output: Path
+    precision: Precision | None
 
 
 def _plan(
     *,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME", help="homedepot, pairs, tiny, or the path of a TOML file.")
+        str,
+        typer.Option("--recipe", metavar="NAME", help="homedepot, pairs, tiny, variants, or the path of a TOML file."),
     ],
     output: Annotated[
         Path,
@@ -63,6 +66,10 @@ def _plan(
     ] = None,
     highest_grade: Annotated[float | None, typer.Option(metavar="GRADE", help="Grade of a perfect document.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything random.")] = None,
+    precision: Annotated[
+        Literal["float32", "bf16"] | None,
+        typer.Option(help="Of training, by default bf16 where the processor multiplies it; resume with the same."),
+    ] = None,
 ) -> _Plan:
     from twinbert.training import recipe as recipes
 
@@ -74,6 +81,7 @@ def _plan(
         recipe=recipes.load(recipe, budget=budget, changes=changes),
         inputs=recipes.Inputs(train=data, dev=dev, test=test, queries=queries, documents=documents),
         output=output,
+        precision=precision,
     )
 
 
@@ -121,7 +129,7 @@ def student(
 def _train(plan: _Plan, *, students: Sequence[str] | None = None) -> None:
     from twinbert.training import recipe as recipes
 
-    with _reporting() as report:
+    with _reporting(plan.precision) as report:
         bundles = recipes.run(plan.recipe, plan.inputs, plan.output, students=students, report=report)
     for name, bundle in bundles.items():
         typer.echo(f"{name}\t{bundle}")
@@ -133,9 +141,9 @@ def _given(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - what options can 
 
 
 @contextmanager
-def _reporting() -> Iterator[Report]:
+def _reporting(precision: Precision | None) -> Iterator[Report]:
     from twinbert.training.loop import new_accelerator
     from twinbert.training.report import reporting
 
-    with reporting(speaks=new_accelerator().is_main_process) as report:
+    with reporting(speaks=new_accelerator(precision).is_main_process) as report:
         yield report

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from twinbert.errors import UsageError
 from twinbert.model.twin import TwinBert
 
+RMS = 0.4  # of what tanh is given to start with
 
-def pca_projection(vectors_NH: Tensor, dimension: int, *, rms: float = 0.4, seed: int = 0) -> Tensor:
+
+def pca_projection(vectors_NH: Tensor, dimension: int, *, rms: float = RMS, seed: int = 0) -> Tensor:
     """Weight of a projection without bias that keeps inner products, and so cosines, as well as D dimensions can.
 
     Principal directions are taken about the origin, as cosines are, and not about the mean. They are rotated at random,
@@ -43,7 +45,7 @@ def pca_projection(vectors_NH: Tensor, dimension: int, *, rms: float = 0.4, seed
 
 
 @torch.no_grad()
-def initialise_projection(twin: TwinBert, vectors_NH: Tensor, *, rms: float = 0.4, seed: int = 0) -> None:
+def initialise_projection(twin: TwinBert, vectors_NH: Tensor, *, rms: float = RMS, seed: int = 0) -> None:
     """Starts the projections of both towers alike from `pca_projection`.
 
     Args:

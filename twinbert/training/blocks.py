@@ -3,6 +3,11 @@
 A block is a few groups of queries with all their documents. Queries that share documents stand in one group, so one
 encoding of a document serves all pairs it is in: a step costs its texts, not its pairs.
 
+How much that saves, the data says. On 134,000 pairs of product search, whose queries have few documents in common, an
+encoding of a document serves 1.3 pairs and one of a text 1.2. The student could cross every query of a block with every
+document for next to nothing, but the teacher has scored 6 % of these pairs, and another score costs it both texts; so
+only `in_batch_softmax` learns from the others.
+
 Shapes: P pairs, Q queries and M documents of a block, L tokens.
 """
 

@@ -98,11 +98,11 @@ class Distillation(nn.Module):
             if weights.graded_cross_entropy:
                 found["graded_cross_entropy"] = losses.graded_cross_entropy(student_P, grade_P)
             if weights.in_batch_softmax:
-                # The teacher says what is relevant, not people: few pairs are judged.
-                relevant_QM = torch.zeros(len(queries_QD), len(documents_MD), dtype=torch.bool, device=query_P.device)
-                relevant_QM[query_P, document_P] = teacher_P > 0
+                labels = losses.in_batch_labels(
+                    query_P, document_P, teacher_P, grade_P, queries=len(queries_QD), documents=len(documents_MD)
+                )
                 student_QM = self._every_pair(kind, queries_QD, documents_MD)
-                found["in_batch_softmax"] = losses.in_batch_softmax(student_QM, relevant_QM)
+                found["in_batch_softmax"] = losses.in_batch_softmax(student_QM, *labels)
             for name, value in found.items():
                 terms[f"{kind} {name}"] = value
                 loss = loss + getattr(weights, name) * value

@@ -23,7 +23,7 @@ from torch.nn import functional
 from store.files import sync_file
 from twinbert.errors import UsageError
 from twinbert.importing import Imported, import_twin
-from twinbert.model.projection import pca_projection
+from twinbert.model.projection import RMS, pca_projection
 from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer_file
 from twinbert.training.blocks import chunks
@@ -181,20 +181,29 @@ def chunks_on(device: torch.device, tokens: TokenBatch, *, together: int = 64) -
 
 
 def map_from(vectors_NH: Floats, dimension: int, *, seed: int) -> nn.Linear:
-    """A map that starts as the way back from the vectors' principal directions, so that embeddings come to be those.
+    """A map that starts as the way back from what embeddings are to become.
+
+    Where they are no wider than the vectors that is their principal directions, else the vectors whole, turned at
+    random into the wider space.
 
     Args:
         vectors_NH: a sample.
         dimension: D.
-        seed: of the directions' rotation.
+        seed: of the turning.
 
     Raises:
-        UsageError: there are too few vectors, or their width is below D.
+        UsageError: there are fewer vectors than D, where D is at most H.
     """
     vectors = torch.from_numpy(np.array(vectors_NH, dtype=np.float32))
-    weight_DH = pca_projection(vectors, dimension, seed=seed)
-    back = nn.Linear(dimension, vectors.shape[1], bias=False)
+    width = vectors.shape[1]
+    back = nn.Linear(dimension, width, bias=False)
     with torch.no_grad():
-        # Rows are orthogonal and of one length, so the transpose over its square is the inverse.
-        back.weight.copy_(weight_DH.T / weight_DH[0].square().sum())
+        if dimension <= width:
+            # Rows are orthogonal and of one length, so the transpose over its square is the inverse.
+            weight_DH = pca_projection(vectors, dimension, seed=seed)
+            back.weight.copy_(weight_DH.T / weight_DH[0].square().sum())
+        else:
+            nn.init.orthogonal_(back.weight, generator=torch.Generator().manual_seed(seed))
+            # So that embeddings, whose parts tanh bounds, vary as those of principal directions.
+            back.weight.mul_((vectors @ back.weight).square().mean().sqrt() / RMS)
     return back

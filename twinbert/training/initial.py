@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class StudentConfig:
     """Likewise of a document."""
     space: SpaceConfig | None = None
     """A first stage, of learning a bi-encoder's embedding space."""
+    share: float = 1.0
+    """Of the training queries whose pairs it learns from; its teacher and its texts stay the same."""
     losses: LossWeights = field(default_factory=LossWeights)
     """What the distillation minimises."""
     distil: Schedule = field(default_factory=lambda: Schedule(epochs=3))
@@ -93,6 +95,8 @@ class StudentConfig:
     def __post_init__(self) -> None:
         if min(self.documents, self.group, self.together) < 1:
             raise UsageError("student: documents, group and together must be at least 1")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"student: share is {self.share}; it must be above 0 and at most 1")
         if self.tokenizer == "triletter" and self.new is None:
             raise UsageError("student: no checkpoint reads tri-letters; give the shape of new towers")
         if self.layers and self.new is not None:
@@ -102,6 +106,13 @@ class StudentConfig:
     def needs_teacher(self) -> bool:
         """Whether its losses ask for a teacher's scores."""
         return self.losses.teacher
+
+    def described(self) -> dict[str, Any]:
+        """As runs record it: without a share of 1, of which those from before there were shares say nothing."""
+        fields = dataclasses.asdict(self)
+        if self.share == 1:
+            del fields["share"]
+        return fields
 
 
 def check(config: StudentConfig, texts: Iterable[str]) -> None:

@@ -13,15 +13,17 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import accelerate
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.state import is_initialized
 from torch import Tensor, nn
 
 from twinbert.errors import UsageError
@@ -29,8 +31,10 @@ from twinbert.training.report import Report
 from twinbert.training.runs import Checkpoint, Run
 
 _B = TypeVar("_B")
+Precision = Literal["float32", "bf16"]
 Terms = Mapping[str, Tensor]
 
+_MIXED = {"float32": "no", "bf16": "bf16"}  # in accelerate's words
 _DRAWN_SECONDS = 60.0  # between two drawings of the curves, which take a second
 
 
@@ -105,15 +109,22 @@ class Task(Generic[_B]):
     validate: Callable[[], Mapping[str, float]] | None = None
 
 
-def new_accelerator() -> accelerate.Accelerator:
-    """Devices and precision as `accelerate launch` says, else one GPU or the CPU, and bf16 where that multiplies it.
+def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerator:
+    """Devices as `accelerate launch` says, else one GPU or the CPU.
 
-    ACCELERATE_MIXED_PRECISION, `no` or `bf16`, has the last word.
+    Args:
+        precision: of a process's first call, and so of all that it trains. None: what `accelerate launch` was told,
+            else bf16 where the processor multiplies it. Its `no` counts as nothing: it says so unasked too.
     """
+    # cuBLAS reads it once, before its first product, and repeats its sums to the bit only with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The first process works alone for hours where a teacher scores pairs; the others wait for it.
     patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=2))
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if multiplies_bf16() else "no")
-    return accelerate.Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    mixed = None if precision is None else _MIXED[precision]
+    if mixed is None and not is_initialized():
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        mixed = launched if launched != "no" else "bf16" if multiplies_bf16() else "no"
+    return accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[patience])
 
 
 def multiplies_bf16() -> bool:
@@ -130,6 +141,23 @@ def _keep_heap() -> None:
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 2**26)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Sums in one order, whatever the threads: the gradient of an indexed tensor is else added up as they come.
+
+    A layer for which a GPU has no such form trains all the same, with a warning.
+    """
+    memory: Any = torch.utils.deterministic  # types do not tell that a module has a property
+    mode, filled = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    memory.fill_uninitialized_memory = False  # it finds faults, and costs time
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = filled
 
 
 def fit(
@@ -152,10 +180,11 @@ def fit(
         accelerator: devices; several processes each take every so manieth batch.
 
     Raises:
-        UsageError: the checkpoint is damaged.
+        UsageError: the checkpoint is damaged, or of another number of processes or precision.
     """
     _keep_heap()
-    _Fit(task, schedule, run=run, seed=seed, report=report, accelerator=accelerator or new_accelerator()).run()
+    with _deterministic():
+        _Fit(task, schedule, run=run, seed=seed, report=report, accelerator=accelerator or new_accelerator()).run()
 
 
 class _Fit(Generic[_B]):
@@ -203,6 +232,11 @@ class _Fit(Generic[_B]):
     @property
     def _averaging(self) -> bool:
         return self._schedule.average > 0
+
+    @property
+    def _setting(self) -> dict[str, Any]:
+        """What a step means and how it rounds."""
+        return {"processes": self._accelerator.num_processes, "precision": self._accelerator.mixed_precision}
 
     def _epoch(self, epoch: int, first: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         batches = self._task.batches(epoch)
@@ -302,10 +336,18 @@ class _Fit(Generic[_B]):
             for field, value in self._optimiser.state[parameter].items():
                 tensors[f"optimiser/{field}/{name}"] = value.detach().cpu()
         contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        self._run.save(Checkpoint(contiguous, {"step": self._step, "seconds": self._seconds}))
+        self._run.save(Checkpoint(contiguous, {"step": self._step, "seconds": self._seconds, **self._setting}))
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
+        # Old checkpoints do not say.
+        left = {name: checkpoint.progress.get(name, value) for name, value in self._setting.items()}
+        if left != self._setting:
+            raise UsageError(
+                f"{self._task.name}: was left at step {checkpoint.progress['step']:,} by {_in_words(left)}, and this "
+                f"is {_in_words(self._setting)}, which would train on other batches or round otherwise; go on as it "
+                f"was, with `accelerate launch --num_processes` and --precision, or remove {self._run.path}"
+            )
         self._step, self._seconds = checkpoint.progress["step"], checkpoint.progress["seconds"]
         for name, parameter in self._parameters.items():
             parameter.copy_(checkpoint.tensors[f"model/{name}"])
@@ -338,6 +380,11 @@ def _depth(name: str) -> int | None:
     if found := re.search(r"\blayers?\.(\d+)\.", name):
         return int(found[1]) + 1
     return 0 if "embeddings." in name else None
+
+
+def _in_words(setting: Mapping[str, Any]) -> str:
+    precision = "float32" if setting["precision"] == "no" else setting["precision"]
+    return f"{setting['processes']} process{'es' * (setting['processes'] != 1)} in {precision}"
 
 
 def _to(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever is nested

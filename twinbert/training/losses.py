@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_RELEVANT = 0.5  # grade
 _NEVER = -1e9  # as a logit; of only −∞ the gradient of logsumexp is NaN
 
 
@@ -74,23 +75,53 @@ def listwise_kl(student_N: Tensor, teacher_N: Tensor, task_N: Tensor, *, tempera
     return divergences_N.sum() / present_Q.sum() * temperature**2
 
 
-def in_batch_softmax(student_QM: Tensor, relevant_QM: Tensor) -> Tensor:
+def in_batch_softmax(student_QM: Tensor, relevant_QM: Tensor, negative_QM: Tensor) -> Tensor:
     """A query's relevant documents among the block's (Henderson et al., arXiv 1705.00652; the scale is in the logits).
 
-    mean over relevant (q, d) of −log [ exp s(q, d) / (exp s(q, d) + Σ_{d′ not relevant to q} exp s(q, d′)) ]
+    mean over relevant (q, d) of −log [ exp s(q, d) / (exp s(q, d) + Σ_{d′ negative for q} exp s(q, d′)) ]
 
-    Other relevant documents of the query are left out of the sum: they are no mistakes.
+    What is neither is left out of the sum: other relevant documents are no mistakes, and others may be.
 
     Args:
         student_QM: logits of every query with every document.
         relevant_QM: bool.
+        negative_QM: bool.
 
     Returns:
         0 where nothing is relevant.
     """
-    against_Q1 = student_QM.masked_fill(relevant_QM, _NEVER).logsumexp(dim=1, keepdim=True)
+    against_Q1 = student_QM.masked_fill(~negative_QM, _NEVER).logsumexp(dim=1, keepdim=True)
     losses_QM = torch.logaddexp(student_QM, against_Q1) - student_QM
     return losses_QM.masked_fill(~relevant_QM, 0.0).sum() / relevant_QM.sum().clamp_min(1)
+
+
+def in_batch_labels(
+    query_P: Tensor, document_P: Tensor, teacher_P: Tensor, grade_P: Tensor, *, queries: int, documents: int
+) -> tuple[Tensor, Tensor]:
+    """Which documents of a block are relevant to each query, and which count against it, for `in_batch_softmax`.
+
+    Of a query's own pairs those are relevant whose grade is at least 0.5, or where no human has judged the teacher's
+    probability above 0.5; the others are negative. A document of other queries is negative unless one of them shares
+    a document with this query: they ask for like things, and what was found for one may well suit the other.
+
+    Args:
+        query_P: int64, of the pairs.
+        document_P: int64, likewise.
+        teacher_P: float32 logits.
+        grade_P: float32, NaN where there is none.
+        queries: Q.
+        documents: M.
+
+    Returns:
+        relevant and negative, bool [Q, M], never both.
+    """
+    paired_QM = torch.zeros(queries, documents, device=query_P.device)
+    paired_QM[query_P, document_P] = 1.0
+    relevant_QM = torch.zeros_like(paired_QM, dtype=torch.bool)
+    relevant_QM[query_P, document_P] = torch.where(grade_P.isnan(), teacher_P > 0, grade_P >= _RELEVANT)
+    alike_QQ = (paired_QM @ paired_QM.T > 0).float()
+    strange_QM = alike_QQ @ paired_QM == 0
+    return relevant_QM, strange_QM | (paired_QM.bool() & ~relevant_QM)
 
 
 def pairwise_logistic(student_N: Tensor, grades_N: Tensor) -> Tensor:

@@ -108,6 +108,22 @@ def judged(dataset: Dataset) -> Pairs:
     return choose(dataset, PairsConfig(bm25=0, random=0, unlabelled=0), seed=0)
 
 
+def part(pairs: Pairs, share: float) -> Pairs:
+    """The pairs of a share of the queries: whole queries, the same ones everywhere, and a larger share has all of a
+    smaller one. Texts stay.
+
+    Raises:
+        UsageError: no pair is left.
+    """
+    # Of other digits than splits and samples look at, which would make the share one of what they have left.
+    kept_Q = np.array([int(hashlib.sha256(q.encode()).hexdigest()[16:24], 16) / 2**32 < share for q in pairs.queries])
+    rows = np.flatnonzero(kept_Q[pairs.query_P])
+    if not len(rows):
+        raise UsageError(f"student: its share of {share:g} of the queries has no pair; give a larger one, or more data")
+    columns = ("query_P", "document_P", "grade_P", "teacher_P")
+    return replace(pairs, **{name: getattr(pairs, name)[rows] for name in columns})
+
+
 def score(
     pairs: Pairs, teacher: Callable[[Sequence[tuple[str, str]]], Floats], cache: ScoreCache, report: Report
 ) -> Pairs:

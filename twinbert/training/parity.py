@@ -3,7 +3,8 @@
     teacher → torch → onnx → stored float32, float16, uint8 → live float32, float16, uint8
 
 `torch` is the student as it was trained, `onnx` its bundle, `stored` the bundle over document embeddings that went
-through a store's encoding, `live` a `Score` request to a scorer over a store that `refresh` filled.
+through a store's encoding, `live` a `Score` request to a scorer over a store that `refresh` filled. `live float32` is
+compared with `torch` too, from one end of the way to the other.
 
 Shapes: N pairs, D dimension.
 """
@@ -47,7 +48,7 @@ class Hop:
 
     Attributes:
         name: of the stage.
-        before: the stage it is compared with; empty for the first.
+        before: the stage it is compared with, mostly the one before it; empty for the first.
         auc2: quality here.
         ndcg10: likewise.
         auc2_lost: quality there minus here; NaN for the first.
@@ -149,6 +150,8 @@ def parity(
                 chain.add(f"stored {encoding}", "onnx", stored_N, exact=exact)
                 live_N = live.score(pairs, cast(CrossingName, kind))
                 chain.add(f"live {encoding}", f"stored {encoding}", live_N, exact=exact)
+                if exact:  # small differences could add up on the way
+                    chain.add(f"live {encoding}", "torch", live_N, exact=exact)
     return Parity(model=bundle.model, pairs=len(pairs), crossings={kind: chain.hops for kind, chain in chains.items()})
 
 

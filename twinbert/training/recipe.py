@@ -39,6 +39,7 @@ from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run
 from twinbert.training.teacher import TeacherConfig
+from twinbert.training.texts import TextFile
 
 _T = TypeVar("_T")
 FULL = "full"
@@ -212,10 +213,10 @@ def _claim(recipe: Recipe, students: Collection[str], data: str, output: Path, *
     Each student has a claim of its own: another one, or one that was changed, can join a teacher that is there.
     """
     described = dataclasses.asdict(recipe)
-    configured = described.pop("students")
+    del described["students"]
     Run(output, {"recipe": described, "data": data}, writes=writes)
     for name in students:
-        Run(output / "students" / name, {"student": configured[name]}, writes=writes)
+        Run(output / "students" / name, {"student": recipe.students[name].described()}, writes=writes)
 
 
 def followed(run: Path) -> Recipe:
@@ -250,6 +251,17 @@ def read(recipe: Recipe, inputs: Inputs) -> Dataset:
         UsageError: it is not there, or is no such data.
     """
     return _with_texts(_read_pairs(recipe, inputs), recipe, inputs, None)
+
+
+def read_kept(run: Path, inputs: Inputs) -> Dataset:
+    """The data of a run with the unlabelled texts that it has kept, which `inputs` need not name again.
+
+    Raises:
+        UsageError: the folder is of no run, or its graded pairs are not there.
+    """
+    kept = {name: run / "texts" / name for name in ("queries", "documents")}
+    texts: dict[str, Any] = {name: TextFile(path) for name, path in kept.items() if path.exists()}
+    return dataclasses.replace(_read_pairs(followed(run), inputs), **texts)
 
 
 def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:

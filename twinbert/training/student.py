@@ -39,7 +39,7 @@ from twinbert.training.embedding import (
 from twinbert.training.initial import SAMPLE, StudentConfig, build
 from twinbert.training.loop import Task, fit, new_accelerator
 from twinbert.training.metrics import evaluate
-from twinbert.training.pairs import Pairs
+from twinbert.training.pairs import Pairs, part
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run
 from twinbert.training.teacher import WATCHED, digest_of
@@ -122,7 +122,7 @@ def train(
     Args:
         config: the student.
         dataset: dev is measured after each epoch and calibrates; nothing else of it is used but unlabelled texts.
-        pairs: what is distilled, scored by the teacher where a loss needs it.
+        pairs: what its share is distilled from, scored by the teacher where a loss needs it.
         output: folder: `distil` is the run, `bundle` is the result; one that is there is loaded.
         seed: of everything random.
         common: folder of what students share: `spaces` are runs of first stages, `vectors` those that they learn; by
@@ -137,7 +137,8 @@ def train(
         raise UsageError("student: its losses need a teacher, and there are pairs that none has scored")
     accelerator = new_accelerator()
     main = accelerator.is_main_process
-    described = {"student": dataclasses.asdict(config), "seed": seed}
+    pairs = part(pairs, config.share)
+    described = {"student": config.described(), "seed": seed}
     described |= {"pairs": _digest(pairs), "dev": digest_of(dataset.dev)}
     run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():

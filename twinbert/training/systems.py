@@ -2,7 +2,7 @@
 
     RUN/teacher/model               the teacher, with those in RUN/teacher-2 … where there are several
     RUN/students/<name>/bundle      a student, a row for each of its crossing layers
-    RUN/baselines/c-dssm            C-DSSM on the students' pairs
+    RUN/baselines/c-dssm            C-DSSM on the students' pairs and losses
     RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
 
 Runs of several seeds share rows.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         run: its folder.
         dataset: its data.
         report: what is told.
-        network: the C-DSSM; None: the published one.
+        network: the C-DSSM; None: `network_of` the run.
 
     Raises:
         UsageError: `run` is no run, or lacks its teacher.
@@ -60,10 +61,18 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
     config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
     output = folder / "cross-encoder-3"
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
+    if (folder / "c-dssm" / "weights.safetensors").exists():
+        return
     scorer = _load_teacher(followed, *recipe.teacher_folders(followed, run))
     pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
-    network = network or DssmConfig()
+    network = network or network_of(followed)
     dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
+
+
+def network_of(followed: Recipe) -> DssmConfig:
+    """The published C-DSSM, which minimises what most students with a teacher do: only the network is compared."""
+    taught = Counter(student.losses for student in followed.students.values() if student.needs_teacher)
+    return DssmConfig(losses=taught.most_common(1)[0][0]) if taught else DssmConfig()
 
 
 def first_layers(checkpoint: Path, layers: int, output: Path) -> Path:
