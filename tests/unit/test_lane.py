@@ -115,7 +115,9 @@ def test_what_would_wait_beyond_its_deadline_is_refused_at_once(store: Store) ->
         blocked = Blocked(scorer, runtime)
         await blocked.begun()
         scorer._lane._candidate_s = 1.0
-        with pytest.raises(DeadlineError, match=r"1,001 candidates are ahead.*1001000 ms.*has 2000000 ms left") as caught:
+        with pytest.raises(
+            DeadlineError, match=r"1,001 candidates are ahead.*1001000 ms.*has 2000000 ms left"
+        ) as caught:
             await scorer.score(large("second"), remaining=2000)
         assert (caught.value.what, caught.value.retry_after_s) == ("deadline", LARGE)
         assert len((await scorer.score(large("few", 1000), remaining=2000)).results[0].scores) == 1000
