@@ -1,4 +1,7 @@
-"""Encode calls: so many at a time, the others wait in a bounded queue. One that is given up or expires there is not begun."""
+"""Encode calls: so many at a time, the others wait in a bounded queue.
+
+One that is given up or expires there is not begun.
+"""
 
 from __future__ import annotations
 

@@ -49,8 +49,9 @@ class Report(Protocol):
     interval_s: float
 
     def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON can say
-        """Something happened: its name and fields for programs, `text` for people. Where the text quotes documents, which
-        no log may, the field `message` says for programs what it says without.
+        """Something happened: its name and fields for programs, `text` for people.
+
+        Where the text quotes documents, which no log may, the field `message` has for programs what it says without.
         """
 
     def pace(self, pace: Pace) -> None:
