@@ -286,7 +286,7 @@ class Refresh:
     def _why_empty(self) -> str:
         if self._first_rejection is None:
             return "no document came"
-        return f"all {self._count.rejected:,} documents were rejected, the first because {self._first_rejection.reason}"
+        return f"all {self._count.rejected:,} documents were rejected, the first because {self._first_rejection.kind}"
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled:

@@ -49,7 +49,10 @@ class Report(Protocol):
     interval_s: float
 
     def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON can say
-        """Something happened: its name and fields for programs, `text` for people."""
+        """Something happened: its name and fields for programs, `text` for people.
+
+        Where the text quotes documents, which no log may, the field `message` has for programs what it says without.
+        """
 
     def pace(self, pace: Pace) -> None:
         """The refresh goes on."""
@@ -62,7 +65,7 @@ class JsonLines:
 
     def event(self, name: str, text: str, **fields: Any) -> None:  # noqa: ANN401 - what JSON holds
         """Logs the event."""
-        event(name, message=text, **fields)
+        event(name, **({"message": text} | fields))
 
     def pace(self, pace: Pace) -> None:
         """Logs the pace."""
@@ -183,7 +186,7 @@ class Rejections:
 
     def add(self, rejection: Rejection) -> None:
         """Takes one."""
-        reason = rejection.reason.partition(": ")[0]  # what follows is about this one document
+        reason = rejection.kind
         if reason not in self.by_reason and len(self.by_reason) >= _REASONS_COUNTED:
             reason = "other reasons"
         self.by_reason[reason] += 1
@@ -192,5 +195,9 @@ class Rejections:
         if self._shown < _REJECTIONS_SHOWN:
             self._shown += 1
             self._report.event(
-                "rejected", f"{rejection.where}: {rejection.reason}", where=rejection.where, reason=rejection.reason
+                "rejected",
+                f"{rejection.where}: {rejection.reason}",
+                message=f"{rejection.where}: {rejection.kind}",
+                where=rejection.where,
+                reason=rejection.kind,
             )

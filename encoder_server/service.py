@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 
 from encoder_server.compactor import Compactor
 from encoder_server.current import current_manifest
+from encoder_server.encodes import Encodes
 from encoder_server.metrics import Metrics
 from encoder_server.settings import Settings
 from encoder_server.stream import Refresher
 from store.store import Store
 from twinbert.bundle import TOWERS, Tower
-from twinbert.errors import InvalidRequestError, QueueFullError
+from twinbert.errors import InvalidRequestError
 from twinbert.runtime import Runtime
 from twinbert.serving.lifecycle import State
 from twinbert.serving.rpc import Context, Edge, answered, register
@@ -48,20 +48,14 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         self._store, self._runtime, self._settings, self._metrics = store, runtime, settings, metrics
         self._refresher = Refresher(store, runtime, settings, metrics)
         self._compactor = Compactor(store, settings, metrics)
-        self._workers = ThreadPoolExecutor(settings.workers, "encode")
-        self._encodes = 0
+        self._encodes = Encodes(runtime, settings, metrics)
 
     @answered
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         """See the contract."""
         self.state.require_serving()
         tower = self._checked(request)
-        self._encodes += 1
-        try:
-            run = asyncio.get_running_loop().run_in_executor
-            embeddings = await run(self._workers, self._encode, list(request.texts), tower)
-        finally:
-            self._encodes -= 1
+        embeddings = await self._encodes.encode(list(request.texts), tower, context.time_remaining())
         bundle = self._runtime.bundle
         return pb.EncodeResponse(
             embeddings=embeddings, dimension=bundle.dimension, model=bundle.model, fingerprint=bundle.fingerprint
@@ -96,7 +90,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
             compacting.cancel()
             await asyncio.wait((compacting,))
             await self._refresher.close()
-            self._workers.shutdown(cancel_futures=True)
+            self._encodes.close()
 
     def _checked(self, request: pb.EncodeRequest) -> Tower:
         if request.tower not in _TOWERS:
@@ -106,11 +100,4 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         for place, text in enumerate(request.texts):
             if is_blank(text):
                 raise InvalidRequestError(f"texts[{place}]", "is blank")
-        if self._encodes >= self._settings.workers + self._settings.waiting:
-            raise QueueFullError(f"{self._encodes} Encode requests are ahead; try again", 1.0, what="encodes")
         return _TOWERS[request.tower]
-
-    def _encode(self, texts: list[str], tower: Tower) -> bytes:
-        tokens = self._runtime.tokenize(texts, tower)
-        self._metrics.truncated[tower].inc(int(tokens.truncated.sum()))
-        return self._runtime.embed(tokens, tower).astype("<f4", copy=False).tobytes()

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,12 +26,14 @@ Lines = Iterable[Mapping[str, Any]]
 _WAITING = 64
 # What the writing thread has to end when the server stops.
 _LAST_SECONDS = 5.0
+# Only the owner reads and writes.
+_OWNERS = 0o600
 
 
 class Recorder:
     """Appends JSON Lines to a file in a thread of its own. A full file becomes FILE.1, in place of the one before it.
 
-    Only the owner may read the files: they say what users asked for.
+    Only the owner may read the files, also those that were there: they say what users asked for.
 
     Args:
         path: the file; what it holds already stays.
@@ -47,6 +50,8 @@ class Recorder:
         self._written, self._dropped = written, dropped
         try:
             self._file = self._open()
+            with contextlib.suppress(FileNotFoundError):
+                older(path).chmod(_OWNERS)
         except OSError as error:
             why = "another server writes it" if isinstance(error, BlockingIOError) else error.strerror
             raise UsageError(f"{path} cannot be recorded to: {why}; name another file") from error
@@ -93,10 +98,12 @@ class Recorder:
 
     def _open(self) -> BinaryIO:
         # Unbuffered, so that a reader sees whole lines and a write that fails is known at once.
-        file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0)
+        file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _OWNERS), "ab", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # and not /dev/null
+                os.fchmod(file.fileno(), _OWNERS)
+        except OSError:
             file.close()
             raise
         return file

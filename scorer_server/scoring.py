@@ -10,7 +10,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, compress
 from typing import TypeVar
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scorer_server.batcher import Batcher
+from scorer_server.lane import CANDIDATE_S, Lane, Turn
 from scorer_server.metrics import Metrics
 from scorer_server.requests import check_queries, check_score, crossing_name
 from scorer_server.sampling import Misses, Samplers
@@ -38,9 +38,6 @@ _T = TypeVar("_T")
 
 # Crossing this many takes about as long as going to a thread and back; more would hold up the event loop.
 _INLINE_CANDIDATES = 1000
-
-# To read, cross and write one.
-_CANDIDATE_S = 2e-6
 
 # Of a full queue of 512 requests, this many rows of 384 float32 each are 200 MB.
 _EARLY_CANDIDATES = 256
@@ -63,7 +60,7 @@ class Scorer:
         self._snapshots, self._batcher, self._samplers = snapshots, batcher, samplers
         self._limits, self._metrics = settings.limits, metrics
         self._candidates, self._most_candidates = 0, settings.candidates
-        self._executor = ThreadPoolExecutor(1, "cross")
+        self._lane = Lane(snapshots)
 
     async def score(self, request: pb.ScoreRequest, remaining: float | None) -> pb.ScoreResponse:
         """Scores the candidates of every task.
@@ -78,6 +75,7 @@ class Scorer:
             CrossingMissingError: the bundle lacks the crossing.
             QueueFullError: too much is waiting.
             DeadlineError: the answer would come too late; never with `allow_partial`.
+            TimeoutError: the time was over before work on it could begin.
         """
         started = time.perf_counter()
         candidates = check_score(request, self._limits)
@@ -85,12 +83,13 @@ class Scorer:
         within = _encode_within(request, remaining, candidates)
         with (
             self._admitted(candidates),
+            self._turn(request, remaining, candidates) as turn,
             self._snapshots.hold(request.generation) as snapshot,
             self._submitted(request, queries, snapshot, within) as (ticket, crossing),
         ):
             # While the engine encodes, all is made ready that does not need the embeddings.
             make = partial(Answer, request, snapshot, crossing)
-            answer = await self._run(make, candidates, snapshot)
+            answer = await _run(make, turn, snapshot)
             if request.allow_partial and remaining is not None:
                 left = started + remaining - _reserve(candidates) - time.perf_counter()
                 await asyncio.wait((ticket.done,), timeout=max(0.0, left))
@@ -99,7 +98,7 @@ class Scorer:
             else:
                 await ticket.done
             # A copy: what is encoded from here on comes too late for this request.
-            response = await self._run(partial(answer.finish, tuple(ticket.embeddings)), candidates, snapshot)
+            response = await _run(partial(answer.finish, tuple(ticket.embeddings)), turn, snapshot)
             set_times(response.times, ticket, answer.lookup_s, answer.cross_s, started)
             self._observe(request, answer)
             return response
@@ -120,6 +119,15 @@ class Scorer:
         finally:
             self._candidates -= candidates
 
+    def _turn(
+        self, request: pb.ScoreRequest, remaining: float | None, candidates: int
+    ) -> contextlib.AbstractContextManager[Turn | None]:
+        """A turn in the lane, for a request that has too many candidates for the event loop."""
+        if candidates <= _INLINE_CANDIDATES:
+            return contextlib.nullcontext()
+        left = math.inf if remaining is None else remaining
+        return self._lane.turn(candidates, left, math.inf if request.allow_partial else left)
+
     @contextlib.contextmanager
     def _submitted(
         self, request: pb.ScoreRequest, queries: list[str], snapshot: Snapshot, within: float
@@ -128,14 +136,6 @@ class Scorer:
         crossing = crossing_name(request.crossing, snapshot.runtime.bundle)
         with self._batcher.submit(queries, snapshot.runtime, within) as ticket:
             yield ticket, crossing
-
-    async def _run(self, step: Callable[[], _T], candidates: int, snapshot: Snapshot) -> _T:
-        """Runs a step that reads the store: at once where it is short, else in a thread."""
-        if candidates <= _INLINE_CANDIDATES:
-            return step()
-        work = asyncio.get_running_loop().run_in_executor(self._executor, step)
-        self._snapshots.keep(snapshot, work)
-        return await asyncio.shield(work)
 
     def _observe(self, request: pb.ScoreRequest, answer: Answer) -> None:
         metrics = self._metrics
@@ -158,7 +158,7 @@ class Scorer:
 
     def close(self) -> None:
         """Ends its thread; nothing may be running."""
-        self._executor.shutdown()
+        self._lane.close()
 
 
 class Answer:
@@ -243,16 +243,21 @@ class Answer:
         return scores_F
 
 
+async def _run(step: Callable[[], _T], turn: Turn | None, snapshot: Snapshot) -> _T:
+    """Runs a step that reads the store: in its turn, or where it is short at once."""
+    return step() if turn is None else await turn.run(step, snapshot)
+
+
 def _reserve(candidates: int) -> float:
     """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and what its candidates take."""
-    return 0.005 + _CANDIDATE_S * candidates
+    return 0.005 + CANDIDATE_S * candidates
 
 
 def _encode_within(request: pb.ScoreRequest, remaining: float | None, candidates: int) -> float:
     """Seconds within which the queries must be encoded for an answer in time."""
     if remaining is None or request.allow_partial:
         return math.inf
-    return remaining - _CANDIDATE_S * candidates
+    return remaining - CANDIDATE_S * candidates
 
 
 def _ids(request: pb.ScoreRequest) -> list[str] | npt.NDArray[np.uint64]:

@@ -84,7 +84,7 @@ class Served:
         log: its events, with their fields.
     """
 
-    def __init__(self, service: FakeEncoder) -> None:
+    def __init__(self, service: Any) -> None:
         self.service = service
         self.loop = asyncio.get_running_loop()
         self.log: list[dict[str, Any]] = []
@@ -126,11 +126,14 @@ class Served:
         return value
 
 
-def serve(test: Callable[[Served], Any], **listening: Any) -> Served:
-    """Runs a test against a server, in a thread of its own; the server runs in this one, which gets the signals."""
+def serve(test: Callable[[Served], Any], service: Callable[[], Any] = FakeEncoder, **listening: Any) -> Served:
+    """Runs a test against a server, in a thread of its own; the server runs in this one, which gets the signals.
+
+    A `service` other than the fake has its attributes `registry` and `released`.
+    """
 
     async def main() -> Served:
-        served = Served(FakeEncoder())
+        served = Served(service())
         handler = logging.Handler()
         handler.emit = served.emit  # type: ignore[method-assign]  # in place of a subclass
         logger = logging.getLogger("twinbert")

@@ -68,6 +68,11 @@ class Rejection:
     document_id: str
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason without what follows its first colon, which is about this one document, and may quote it."""
+        return self.reason.partition(": ")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import typer
 
 from twinbert.cli import command, main
+from twinbert.serving.listening import Listening
 
 _NUMBERS = {"N", "BYTES", "SECONDS", "SHARE", "PORT"}
 _SERVERS = {name: command().commands[name] for name in ("serve", "encoder")}
@@ -62,3 +64,55 @@ def test_it_is_one_line_and_exit_code_2(server: str, capsys: pytest.CaptureFixtu
     [line] = printed.err.splitlines()
     assert line.startswith("twinbert: invalid value for '--connection-age'")
     assert printed.out == ""
+
+
+Listen = Callable[..., Listening]
+
+
+@pytest.fixture(params=[("serve", "scorer_server"), ("encoder", "encoder_server")], ids=lambda param: param[0])
+def listen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Listen:
+    """Runs the command of a server with some options; gives where and how that server is told to listen."""
+    name, package = request.param
+    given: list[Listening] = []
+    monkeypatch.setattr(f"{package}.server.serve", lambda *, listening, **_: given.append(listening))
+
+    def run(*options: str) -> Listening:
+        assert main([name, *_FILES, *options]) == 0
+        return given.pop()
+
+    return run
+
+
+def test_servers_listen_on_loopback_unless_told_otherwise(listen: Listen) -> None:
+    """gRPC and metrics alike; and nothing opens them to a network without being asked."""
+    listening = listen()
+    assert listening.address in ("127.0.0.1:50051", "127.0.0.1:50052")
+    assert listening.metrics_host == Listening(address="127.0.0.1:0").metrics_host == "127.0.0.1"
+    assert not listening.insecure
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "setting", "reached"),
+    [
+        ("--max-message-bytes", 4321, "grpc.max_receive_message_length", 4321),
+        ("--max-message-bytes", 4321, "grpc.max_send_message_length", 4321),
+        ("--max-connections", 21, "grpc.max_allowed_incoming_connections", 21),
+        ("--max-streams", 43, "grpc.max_concurrent_streams", 43),
+        ("--connection-age", 54, "grpc.max_connection_age_ms", 54_000),
+        ("--connection-grace", 65, "grpc.max_connection_age_grace_ms", 65_000),
+        ("--handshake-seconds", 76, "grpc.server_handshake_timeout_ms", 76_000),
+        ("--ping-seconds", 87, "grpc.http2.min_ping_interval_without_data_ms", 87_000),
+    ],
+)
+def test_what_is_said_of_connections_reaches_the_server(
+    listen: Listen, option: str, value: int, setting: str, reached: int
+) -> None:
+    """Each option is the setting of gRPC that it names; that a server keeps to those is tested beside its limits."""
+    assert dict(listen().channel_options())[setting] != reached
+    assert dict(listen(option, str(value)).channel_options())[setting] == reached
+
+
+def test_a_handshake_has_ten_seconds(listen: Listen) -> None:
+    """Unless told otherwise."""
+    for listening in (listen(), Listening(address="127.0.0.1:0")):
+        assert dict(listening.channel_options())["grpc.server_handshake_timeout_ms"] == 10_000

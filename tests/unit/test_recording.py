@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -117,6 +118,32 @@ def test_only_the_owner_reads_and_one_server_writes(recording: Recording, tmp_pa
         Recording(tmp_path / "none" / "requests.jsonl")
     recording.recorder.close()
     Recording(recording.path).recorder.close()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o620, 0o604])
+def test_a_file_that_others_could_read_becomes_the_owners(tmp_path: Path, mode: int) -> None:
+    """Also what was recorded before, in both files: nothing is written where somebody else may read along."""
+    path = tmp_path / "requests.jsonl"
+    for there in (path, older(path)):
+        there.write_text('{"query": "before"}\n')
+        there.chmod(mode)
+    recording = Recording(path)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (path, older(path))] == [0o600, 0o600]
+    recording.recorder.offer(lambda: [{"query": "after"}])
+    assert [line["query"] for line in recording.lines()] == ["before", "before", "after"]
+
+
+def test_what_is_no_plain_file_keeps_its_mode(tmp_path: Path) -> None:
+    """Whoever records to /dev/null, here a pipe, wants nothing recorded, and others need it too."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    path.chmod(0o644)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        Recording(path).recorder.close()
+    finally:
+        os.close(reader)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_request_is_read_as_it_was_recorded(recording: Recording) -> None:

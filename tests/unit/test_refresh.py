@@ -93,13 +93,15 @@ def test_rejections_are_counted_and_left_out(store: Store, runtime: Runtime) -> 
 
 
 def test_a_refresh_without_a_document_says_why(store: Store, runtime: Runtime) -> None:
-    """Nothing is published when no document came, or when all were rejected; the message gives a reason."""
+    """Nothing is published when no document came, or when all were rejected; the message, which an encoder logs, gives
+    a reason and quotes nothing.
+    """
     with pytest.raises(EmptyGenerationError, match="no document came"):
         refreshed(store, runtime, [])
     with pytest.raises(
-        EmptyGenerationError, match="all 1 documents were rejected, the first because the text is blank"
+        EmptyGenerationError, match=r"all 1 documents were rejected, the first because not a JSON object$"
     ):
-        refreshed(store, runtime, [Rejection("a:1", 0, "", "the text is blank")])
+        refreshed(store, runtime, [Rejection("a:1", 0, "", "not a JSON object: 'a secret'")])
     assert store.generations() == []
 
 

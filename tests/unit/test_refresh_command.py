@@ -18,11 +18,12 @@ from encoder_server import window
 from encoder_server.command import refresh
 from encoder_server.documents import DocumentSource, Rejection
 from encoder_server.refresh import Refresh
-from encoder_server.report import Pace, Rejections, reporting_pace
+from encoder_server.report import JsonLines, Pace, Rejections, reporting_pace
 from store.store import Store
 from tests.servers import COMMAND, twinbert, write_documents
 from twinbert.bundle import Bundle
 from twinbert.runtime import Runtime
+from twinbert.serving import log
 
 TEXTS = {f"d{number}": f"{word} pizza {number}" for number, word in enumerate(["red", "blue", "green"] * 40)}
 
@@ -234,6 +235,37 @@ def test_the_first_rejections_are_told_and_all_are_counted(tmp_path: Path) -> No
     assert rejections.by_reason["not JSON"] == 3000
     assert rejections.by_reason.total() == 6000
     assert len(rejections.by_reason) <= 1001
+
+
+QUOTED = [
+    '["a secret"]',
+    '"a secret"',
+    '{"id": "b", "text": "a secret',
+    '{"id": "b", "text": ["a secret"]}',
+    '{"id": "b", "text": "a secret\\ud800"}',
+    '{"id": ["a secret"], "text": "x"}',
+    json.dumps({"id": "a secret" * 100, "text": "x"}),
+    '{"id": "b", "text": "x", "time": "a secret"}',
+    '{"id": "b", "text": "x", "deleted": "a secret"}',
+]
+
+
+@pytest.mark.parametrize("line", QUOTED)
+def test_no_text_of_a_document_reaches_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """Where and why a document was left out is logged, with not a word of it; that is for the file of --rejected."""
+    documents, rejected = tmp_path / "documents.jsonl", tmp_path / "rejected.jsonl"
+    documents.write_text(line + "\n")
+    log.configure()
+    [rejection] = DocumentSource(path=documents, format="jsonl")
+    assert isinstance(rejection, Rejection)
+    with Rejections(JsonLines(), rejected) as rejections:
+        rejections.add(rejection)
+    [logged] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (logged["event"], logged["where"]) == ("rejected", f"{documents}:1")
+    assert rejection.reason.startswith(logged["reason"])
+    assert logged["message"] == f"{documents}:1: {logged['reason']}"
+    assert "secret" not in str(logged)
+    assert json.loads(rejected.read_text())["reason"] == rejection.reason
 
 
 def test_the_pace_knows_the_end(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:

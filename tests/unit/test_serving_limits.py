@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -202,6 +203,60 @@ def test_the_bytes_of_what_waits_are_bounded() -> None:
 def release(served: Served) -> None:
     """Lets what waits be answered."""
     served.loop.call_soon_threadsafe(served.service.released.set)
+
+
+def admin_connection(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.wait_for("serving")["metrics_port"]), timeout=10)
+
+
+def test_connections_of_the_metrics_port_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is closed at once, without an answer; when another leaves there is room again."""
+    monkeypatch.setattr("twinbert.serving.admin._CONNECTIONS", 2)
+    monkeypatch.setattr("twinbert.serving.admin._CONNECTION_S", 3600)
+
+    def test(served: Served) -> None:
+        with admin_connection(served), admin_connection(served), admin_connection(served) as third:
+            assert third.recv(1) == b""
+        for _ in range(1000):  # their threads have yet to see that they left
+            with contextlib.suppress(OSError):
+                assert served.http("/healthz") == (200, "200 OK\n")
+                return
+        raise AssertionError("there is no room again")
+
+    serve(test)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n", b"x"])
+def test_who_is_slow_holds_no_thread_of_the_metrics_port(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """Whoever sends nothing, half a request, or a byte again and again is disconnected."""
+    monkeypatch.setattr("twinbert.serving.admin._CONNECTION_S", 0.1)
+
+    def test(served: Served) -> None:
+        # Closed with bytes in it that nobody read, a connection is reset.
+        with admin_connection(served) as slow, contextlib.suppress(ConnectionError):
+            slow.sendall(sent)
+            slow.settimeout(0.01)
+            while True:
+                try:
+                    assert slow.recv(1) == b""
+                    break
+                except TimeoutError:
+                    slow.sendall(b"x" * (sent == b"x"))
+
+    serve(test)
+
+
+def test_who_leaves_the_metrics_port_leaves_nothing_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection that is reset is no error of the server: no event, and no trace beside them."""
+
+    def test(served: Served) -> None:
+        with admin_connection(served) as client:
+            client.sendall(b"GET")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not closed
+        assert served.http("/healthz") == (200, "200 OK\n")
+
+    assert [event["event"] for event in serve(test).log] == ["serving", "draining", "stopped"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_header_only_calls_lock_nobody_out() -> None:

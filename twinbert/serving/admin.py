@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from twinbert.errors import UsageError
+from twinbert.serving.log import event
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -23,17 +28,52 @@ if TYPE_CHECKING:
 # A loop that has no time for a callback in this long hangs: its longest steps take milliseconds.
 _HANGS_S = 5.0
 
-# Of a client that sends or takes nothing.
-_SILENT_S = 10.0
+# Each has a thread. Those who look after a server are few.
+_CONNECTIONS = 32
+
+# All that a connection has: an answer takes milliseconds, and Prometheus itself does not wait longer.
+_CONNECTION_S = 10.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401  those of the base class
+        self._ends: dict[socket.socket, float] = {}  # of the connections, each removed by its own thread
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  as the base class has it
+        if len(self._ends) >= _CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._ends[request] = time.monotonic() + _CONNECTION_S
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            del self._ends[request]
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  as the base class has it
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._ends[request]
+
+    def service_actions(self) -> None:
+        """Twice a second: ends what took too long, also one who sends a byte now and then."""
+        for request, end in list(self._ends.items()):
+            if time.monotonic() > end:
+                with contextlib.suppress(OSError):  # it has just ended by itself
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  as the base class has it
+        """Says nothing of clients that go away; the base class would write a trace into the log for each."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            event("admin_failed", level=logging.ERROR, error=error)
+
 
 class _Handler(WSGIRequestHandler):
-    timeout = _SILENT_S
-
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class names it so
         """Says nothing: probes come every few seconds."""
 
