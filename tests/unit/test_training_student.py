@@ -200,7 +200,7 @@ def test_a_teacher_that_would_start_from_chance_is_refused(checkpoint: Path, tmp
     (damaged / "model.safetensors").write_bytes(b"what is no safetensors")
     with pytest.raises(UnsupportedError, match="makes no cross-encoder of it"):
         teacher.open_checkpoint(damaged, max_tokens=24)
-    with pytest.raises(BundleError, match="lacks bert.pooler"):
+    with pytest.raises(BundleError, match=r"lacks bert\.pooler"):
         teacher.open_checkpoint(checkpoint, max_tokens=24, trained=True)
     unpadded = tmp_path / "unpadded"
     shutil.copytree(checkpoint, unpadded)
