@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,18 @@ def test_a_budget_for_gpus_asks_for_its_teacher() -> None:
         recipe.load("homedepot", budget="gpu")
     gpu = recipe.load("homedepot", budget="gpu", changes={"teacher": {"checkpoint": "mpnet"}})
     assert (gpu.teacher.checkpoint, gpu.teacher.batch, gpu.teachers) == ("mpnet", 64, 1)
+
+
+@pytest.mark.parametrize("command", [["run"], ["teacher"], ["student", "wordpiece"]])
+def test_all_that_train_take_the_teachers_checkpoint(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option means the same for each, so that one goes on with the folder of another."""
+    words = ["--recipe", "tiny", "--checkpoint", str(tmp_path / "none"), "-o", str(tmp_path / "run")]
+    assert main(["train", *command, *words]) == 2
+    assert capsys.readouterr().err.endswith("none: is no directory, and no known name; known is all-minilm-l6-v2\n")
+    stated = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert stated["recipe"]["teacher"]["checkpoint"] == str(tmp_path / "none")
 
 
 def test_options_change_the_recipe() -> None:

@@ -334,21 +334,24 @@ def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Pa
 
 
 def _with_checkpoint(recipe: Recipe, output: Path, *, writes: bool) -> Recipe:
-    """The recipe with the synthetic checkpoint made, where it names that."""
+    """The recipe with the synthetic checkpoint made, wherever it names that."""
     path = output / "checkpoint"
-    if recipe.teacher.checkpoint != synthetic.NAME:
-        return recipe
-    if writes and not (path / "model.safetensors").exists():
-        synthetic.save_checkpoint(path, seed=recipe.seed)
 
-    def settled(config: StudentConfig) -> StudentConfig:
-        space = None if config.space is None else dataclasses.replace(config.space, teacher=str(path))
-        return dataclasses.replace(config, checkpoint=str(path), space=space)
+    def settled(named: str) -> str:
+        if named != synthetic.NAME:
+            return named
+        if writes and not (path / "model.safetensors").exists():
+            synthetic.save_checkpoint(path, seed=recipe.seed)
+        return str(path)
+
+    def settled_student(config: StudentConfig) -> StudentConfig:
+        space = config.space and dataclasses.replace(config.space, teacher=settled(config.space.teacher))
+        return dataclasses.replace(config, checkpoint=settled(config.checkpoint), space=space)
 
     return dataclasses.replace(
         recipe,
-        teacher=dataclasses.replace(recipe.teacher, checkpoint=str(path)),
-        students={name: settled(config) for name, config in recipe.students.items()},
+        teacher=dataclasses.replace(recipe.teacher, checkpoint=settled(recipe.teacher.checkpoint)),
+        students={name: settled_student(config) for name, config in recipe.students.items()},
     )
 
 
