@@ -202,7 +202,7 @@ def _learn_space(
         "space": dataclasses.asdict(config.space),
         "together": config.together,
         "seed": seed,
-        "texts": digest_of_texts(readable(tokenizer, every_text())),
+        "texts": digest_of_texts(every_text()),
     }
     main = accelerator.is_main_process
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
