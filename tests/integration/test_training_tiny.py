@@ -132,3 +132,54 @@ def test_a_run_of_another_recipe_is_refused(run: Path) -> None:
     """The folder is left alone, and the message says what differs."""
     with pytest.raises(UsageError, match=r"recipe.seed is 7 there and 8 here"):
         recipe.run(recipe.load("tiny", changes={"seed": 8}), Inputs(), run)
+
+
+# The least that goes through every step in which several processes have to take turns.
+SHARED = """
+source = "synthetic"
+[teacher]
+checkpoint = "synthetic"
+max_tokens = 24
+[teacher.schedule]
+epochs = 1
+[pairs]
+bm25 = 1
+random = 1
+[students.one]
+tokenizer = "triletter"
+checkpoint = "synthetic"
+projection = 8
+crossings = ["cosine"]
+query_max_tokens = 4
+document_max_tokens = 8
+[students.one.new]
+layers = 1
+hidden = 16
+heads = 2
+feed_forward = 16
+[students.one.space]
+teacher = "synthetic"
+[students.one.space.schedule]
+epochs = 1
+[students.one.distil]
+epochs = 1
+"""
+
+
+def test_processes_that_train_together_take_turns(tmp_path: Path) -> None:
+    """Two processes of `accelerate launch` make one run, whose bundles are told once.
+
+    Slow, 30 s: each process imports torch and transformers, and the export of a bundle is 10 s.
+    """
+    (tmp_path / "one.toml").write_text(SHARED)
+    (tmp_path / "more.tsv").write_text("document\n" + "".join(f"bada fimo {n}\n" for n in range(2000)))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    words = ["-m", "twinbert", "train", "run", "--recipe", "one.toml", "--documents", "more.tsv", "-o", "run"]
+    environment = ENVIRONMENT | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *launch, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["one\trun/students/one/bundle"]
+    assert Bundle.open(tmp_path / "run" / "students" / "one" / "bundle").tokenizer.kind == "triletter"
+    assert not [path.name for path in (tmp_path / "run").rglob("*.building")]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+from training_cases import FILES, graded
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
@@ -28,6 +30,7 @@ def test_a_budget_changes_only_what_it_names() -> None:
     assert small.teacher.schedule.rate == full.teacher.schedule.rate
     assert small.students.keys() == full.students.keys() - {"triletter-6", "triletter-6-labels", "triletter-3-labels"}
     assert (full.sample, small.sample) == (1.0, 0.25)
+    assert (full.teachers, small.teachers) == (2, 1)
     with pytest.raises(UsageError, match="has no budget 'huge'; there are full, small"):
         recipe.load("homedepot", budget="huge")
 
@@ -46,6 +49,26 @@ def test_variants_join_a_run_of_homedepot(budget: str) -> None:
         "minilm-plain-residual": {"residual": ResidualConfig(start="plain")},
     }
     assert variants.students == {name: dataclasses.replace(whole, **values) for name, values in changed.items()}
+
+
+def test_a_budget_for_gpus_asks_for_its_teacher() -> None:
+    """A base-size teacher comes in no package, so its folder has to be given; MiniLM does not take its place."""
+    with pytest.raises(UsageError, match="names no checkpoint; give the folder of one with --checkpoint"):
+        recipe.load("homedepot", budget="gpu")
+    gpu = recipe.load("homedepot", budget="gpu", changes={"teacher": {"checkpoint": "mpnet"}})
+    assert (gpu.teacher.checkpoint, gpu.teacher.batch, gpu.teachers) == ("mpnet", 64, 1)
+
+
+@pytest.mark.parametrize("command", [["run"], ["teacher"], ["student", "wordpiece"]])
+def test_all_that_train_take_the_teachers_checkpoint(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option means the same for each, so that one goes on with the folder of another."""
+    words = ["--recipe", "tiny", "--checkpoint", str(tmp_path / "none"), "-o", str(tmp_path / "run")]
+    assert main(["train", *command, *words]) == 2
+    assert capsys.readouterr().err.endswith("none: is no directory, and no known name; known is all-minilm-l6-v2\n")
+    stated = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert stated["recipe"]["teacher"]["checkpoint"] == str(tmp_path / "none")
 
 
 def test_options_change_the_recipe() -> None:
@@ -95,14 +118,28 @@ def test_unknown_students_and_recipes_are_one_line(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "run").exists()
 
 
-def test_texts_without_a_trigram_are_found_before_training(tmp_path: Path) -> None:
-    """A tri-letter student of the paper's letters refuses texts of other scripts before the teacher is trained."""
-    data = tmp_path / "pairs.tsv"
-    lines = [f"query {n}\t{'東京' if n == 3 else 'text'}\t{n % 2}" for n in range(60)]
-    data.write_text("\n".join(["query\tdocument\tgrade", *lines]))
-    tiny = recipe.load("tiny", changes={"source": "files"})
-    with pytest.raises(UsageError, match="the text '東京' has no letter"):
-        recipe.run(tiny, Inputs(train=data), tmp_path / "run")
+@pytest.mark.parametrize("place", ["document", "query"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_texts_without_a_trigram_are_found_before_training(place: str, split: str, tmp_path: Path) -> None:
+    """A tri-letter student of the paper's letters refuses texts of other scripts, wherever they are graded."""
+    files = {}
+    for name in ("train", "dev", "test"):
+        files[name] = graded(tmp_path / f"{name}.tsv", **({place: "東京"} if name == split else {}))
+        files[name].write_text(files[name].read_text().replace("query ", f"{name} "))
+    with pytest.raises(UsageError, match=r"students\.triletter: the text '東京' has no letter"):
+        recipe.run(
+            dataclasses.replace(FILES, students={"triletter": FILES.students["triletter"]}),
+            Inputs(**files),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_student_that_cannot_be_made_is_found_before_training(tmp_path: Path) -> None:
+    """A layer too many of the last student stops the run before its teacher is trained, in a line that names both."""
+    wrong = recipe.load("tiny", changes={"students": {"wordpiece": {"layers": [9]}}})
+    with pytest.raises(UsageError, match=r"students.wordpiece: layers: 9 is none of"):
+        recipe.run(wrong, Inputs(), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
 
 

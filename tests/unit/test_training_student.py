@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from twinbert.errors import UnsupportedError, UsageError
-from twinbert.training import initial, losses, recipe, student, synthetic, teacher
+from twinbert.errors import BundleError, UnsupportedError, UsageError
+from twinbert.tokenizer import open_tokenizer_file
+from twinbert.training import initial, losses, readable, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
@@ -213,4 +216,74 @@ def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: P
     with pytest.raises(UnsupportedError, match="makes no cross-encoder of it"):
         teacher.open_checkpoint(tmp_path, max_tokens=24)
     with pytest.raises(UnsupportedError, match="model_type is 'abacus'"):
-        initial.check(config_of(tmp_path), [])
+        initial.check(config_of(tmp_path), DATASET, judged(DATASET))
+
+
+def _spoiled(checkpoint: Path, folder: Path, spoil: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a checkpoint with other weights."""
+    shutil.copytree(checkpoint, folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    spoil(state)
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_a_teacher_that_would_start_from_chance_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Of the weights only the head's may be missing, none may be of another size; and the tokenizer has to pad."""
+    word, query = "embeddings.word_embeddings.weight", "encoder.layer.1.attention.self.query.weight"
+    lacking = _spoiled(checkpoint, tmp_path / "lacking", lambda state: state.pop(query))
+    with pytest.raises(BundleError, match=rf"model.safetensors: lacks bert.{query}"):
+        teacher.open_checkpoint(lacking, max_tokens=24)
+    short = _spoiled(checkpoint, tmp_path / "short", lambda state: state.update({word: state[word][:9].clone()}))
+    with pytest.raises(BundleError, match=rf"bert.{word} has shape \[9, 32\], the configuration says \[65, 32\]"):
+        teacher.open_checkpoint(short, max_tokens=24)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    (damaged / "model.safetensors").write_bytes(b"what is no safetensors")
+    with pytest.raises(UnsupportedError, match="makes no cross-encoder of it"):
+        teacher.open_checkpoint(damaged, max_tokens=24)
+    with pytest.raises(BundleError, match=r"lacks bert\.pooler"):
+        teacher.open_checkpoint(checkpoint, max_tokens=24, trained=True)
+    unpadded = tmp_path / "unpadded"
+    shutil.copytree(checkpoint, unpadded)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (unpadded / name).exists():
+            stated = json.loads((unpadded / name).read_text())
+            stated.pop("pad_token", None)
+            (unpadded / name).write_text(json.dumps(stated))
+    with pytest.raises(UnsupportedError, match="its tokenizer has no padding token"):
+        teacher.open_checkpoint(unpadded, max_tokens=24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"layers": [0, 7]}, "layers: 7 is none of .* which has 0 to 1"),
+        ({"projection": 64}, "vectors of width 32 have no 64 principal directions"),
+        ({"space": {"teacher": "all-minilm-l6"}}, "all-minilm-l6: is no directory, and no known name"),
+        ({"space": {"teacher": "CHECKPOINT"}, "projection": None, "new": {"hidden": 40}}, "space: an embedding of 40"),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_refused(changes: dict[str, Any], complaint: str, checkpoint: Path) -> None:
+    """Layers that the checkpoint has not, too wide a projection, a first stage without its bi-encoder."""
+    base = {"checkpoint": str(checkpoint), "projection": 16}
+    told = json.loads(json.dumps(base | changes).replace("CHECKPOINT", str(checkpoint)))
+    config = recipe.build(StudentConfig, {name: value for name, value in told.items() if value is not None}, "student")
+    config = dataclasses.replace(config, projection=told["projection"])
+    with pytest.raises(UsageError, match=complaint):
+        initial.check(config, DATASET, judged(DATASET))
+
+
+def test_texts_without_a_letter_are_left_out(tmp_path: Path) -> None:
+    """Of what nobody has graded, tri-letters learn only from texts with a letter; WordPiece from all."""
+    pairs = dataclasses.replace(judged(DATASET), documents=["½ – ¾", *judged(DATASET).documents[1:]])
+    tokenizer = readable.letters_tokenizer("ascii")
+    kept = readable.readable_pairs(tokenizer, pairs)
+    assert len(kept) == len(pairs) - int((pairs.document_P == 0).sum()) < len(pairs)
+    assert "½ – ¾" not in {document for _, document in kept.texts()}
+    assert list(readable.readable(tokenizer, ["½", "½ inch", "東京", "7"])) == ["½ inch", "7"]
+    assert list(readable.readable(readable.letters_tokenizer("unicode"), ["–", "東京"])) == ["東京"]
+    synthetic.save_checkpoint(tmp_path / "checkpoint")
+    pieces = open_tokenizer_file(tmp_path / "checkpoint" / "tokenizer.json", max_tokens=8)
+    assert list(readable.readable(pieces, ["½"])) == ["½"]
+    assert readable.readable_pairs(pieces, pairs) is pairs

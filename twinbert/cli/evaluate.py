@@ -87,7 +87,7 @@ def evaluate(
 
     more = list(map(_named, bundle or []))
     followed = named_recipe(recipe, runs or [])
-    dataset = read(followed, dataclasses.replace(inputs, documents=documents))
+    dataset = read(followed, dataclasses.replace(inputs, documents=documents), runs=runs or [])
     rows = list(systems(dataset, followed, runs or []))
     for name, directory in more:
         rows += of_bundle(name, directory)
@@ -128,7 +128,8 @@ def parity(
     from twinbert.training.systems import bundles_of, teacher_of
 
     alone = (run / BUNDLE_JSON).exists()
-    dataset = read(named_recipe(recipe, [] if alone else [run]), inputs)
+    trained = [] if alone else [run]
+    dataset = read(named_recipe(recipe, trained), inputs, runs=trained)
     bundles = {run.name: run} if alone else bundles_of(run, student)
     scorer = None if alone else teacher_of(run)
     output.mkdir(parents=True, exist_ok=True)

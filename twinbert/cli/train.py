@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +64,10 @@ def _plan(
         float | None, typer.Option(metavar="GRADE", help="Grade of an irrelevant document.")
     ] = None,
     highest_grade: Annotated[float | None, typer.Option(metavar="GRADE", help="Grade of a perfect document.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Hugging Face checkpoint of the teacher, by default the recipe's."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything random.")] = None,
     precision: Annotated[
         Literal["float32", "bf16"] | None,
@@ -76,7 +79,7 @@ def _plan(
     columns = _given(
         query=query_column, document=document_column, grade=grade_column, lowest=lowest_grade, highest=highest_grade
     )
-    changes = _given(seed=seed) | ({"columns": columns} if columns else {})
+    changes = _given(seed=seed) | {"columns": columns, "teacher": _given(checkpoint=checkpoint)}
     return _Plan(
         recipe=recipes.load(recipe, budget=budget, changes=changes),
         inputs=recipes.Inputs(train=data, dev=dev, test=test, queries=queries, documents=documents),
@@ -97,22 +100,12 @@ def run(*, plan: _Plan) -> None:
 
 @app.command()
 @shares({"plan": _plan})
-def teacher(
-    *,
-    plan: _Plan,
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A Hugging Face checkpoint, by default the recipe's.")
-    ] = None,
-) -> None:
+def teacher(*, plan: _Plan) -> None:
     """Fine-tune only a recipe's teacher, a cross-encoder, on human grades."""
     from twinbert.training.recipe import teacher_folders
 
-    if checkpoint:
-        changed = dataclasses.replace(plan.recipe.teacher, checkpoint=checkpoint)
-        plan = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, teacher=changed))
     _train(plan, students=())
-    for folder in teacher_folders(plan.recipe, plan.output):
-        typer.echo(f"{folder.name}\t{folder / 'model'}")
+    _print({folder.name: folder / "model" for folder in teacher_folders(plan.recipe, plan.output)})
 
 
 @app.command()
@@ -131,8 +124,16 @@ def _train(plan: _Plan, *, students: Sequence[str] | None = None) -> None:
 
     with _reporting(plan.precision) as report:
         bundles = recipes.run(plan.recipe, plan.inputs, plan.output, students=students, report=report)
-    for name, bundle in bundles.items():
-        typer.echo(f"{name}\t{bundle}")
+    _print(bundles)
+
+
+def _print(made: Mapping[str, Path]) -> None:
+    """Once, where several processes train."""
+    from twinbert.training.loop import new_accelerator
+
+    if new_accelerator().is_main_process:
+        for name, path in made.items():
+            typer.echo(f"{name}\t{path}")
 
 
 def _given(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - what options can be

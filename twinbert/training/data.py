@@ -84,6 +84,15 @@ class Dataset:
         judged = (pair.document for split in (self.train, self.dev, self.test) for pair in split.pairs)
         return list(dict.fromkeys(chain(judged, islice(self.documents, unlabelled))))
 
+    def graded_texts(self) -> Iterator[str]:
+        """Every text that people have judged, of all splits; one may come again."""
+        return (
+            text
+            for split in (self.train, self.dev, self.test)
+            for pair in split.pairs
+            for text in (pair.query, pair.document)
+        )
+
     def texts(self, *, spans: int = 0, seed: int = 0) -> Iterator[str]:
         """Every text to learn from, as a stream, in which an unlabelled one may come again.
 
@@ -158,7 +167,13 @@ def read_dataset(
 
 
 def add_unlabelled(
-    dataset: Dataset, *, columns: Columns, queries: Path | None, documents: Path | None, folder: Path | None = None
+    dataset: Dataset,
+    *,
+    columns: Columns,
+    queries: Path | None,
+    documents: Path | None,
+    folder: Path | None = None,
+    writes: bool = True,
 ) -> Dataset:
     """The dataset with unlabelled texts.
 
@@ -168,14 +183,16 @@ def add_unlabelled(
         queries: a file of queries, as `read_texts` reads it.
         documents: a file of documents, likewise.
         folder: where they are kept, in any number; None: in memory.
+        writes: false: another process fills the folder, and has by now.
 
     Raises:
         UsageError: a file cannot be read, lacks the column, or has a blank text.
     """
 
     def kept(path: Path, column: str, name: str) -> Sequence[str]:
-        texts = read_texts(path, column)
-        return list(texts) if folder is None else TextFile.write(folder / name, texts)
+        if folder is None:
+            return list(read_texts(path, column))
+        return TextFile.write(folder / name, read_texts(path, column)) if writes else TextFile(folder / name)
 
     if queries is not None:
         dataset = dataclasses.replace(dataset, queries=kept(queries, columns.query, "queries"))

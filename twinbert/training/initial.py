@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import os
+import tempfile
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,23 +14,22 @@ import numpy as np
 import torch
 
 from twinbert.errors import UsageError
+from twinbert.importing import import_twin
 from twinbert.model.checkpoint import bert_config, load_bert
 from twinbert.model.config import CrossingKind, Pooling, ResidualConfig, TowerConfig, TwinConfig
 from twinbert.model.projection import initialise_projection
 from twinbert.model.twin import TwinBert
 from twinbert.tokenizer import open_tokenizer_file, save_triletter
-from twinbert.tokenizer.triletter import CLS, Letters
+from twinbert.tokenizer.triletter import Letters
+from twinbert.training.data import Dataset
 from twinbert.training.distillation import LossWeights
-from twinbert.training.embedding import (
-    SpaceConfig,
-    chunks_on,
-)
+from twinbert.training.embedding import SpaceConfig, chunks_on
 from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs
+from twinbert.training.readable import readable, require_letters
 from twinbert.training.teacher import locate
 
 SAMPLE = 4096  # texts from whose vectors a projection starts, and pairs from whose targets crossings do
-_CHECKED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,29 +115,38 @@ class StudentConfig:
         return fields
 
 
-def check(config: StudentConfig, texts: Iterable[str]) -> None:
-    """Finds out before any hour is spent whether a student can be made and can read every text.
+def check(config: StudentConfig, dataset: Dataset, pairs: Pairs) -> None:
+    """Finds out before any hour is spent whether a student can be made and can read every graded text.
+
+    It is made for real, of as few texts as tell whether there are enough.
+
+    Args:
+        config: the student.
+        dataset: what it is taught on.
+        pairs: of whose texts its projection starts.
 
     Raises:
-        UsageError: the checkpoint is missing; or a text has no letter that tri-letters are made of.
-        BundleError: a file of the checkpoint is damaged.
+        UsageError: a checkpoint is missing, or has not the layers; there are too few texts, or vectors are too narrow;
+            or a text has no letter that tri-letters are made of.
+        BundleError: a file of a checkpoint is damaged.
         UnsupportedError: it is another architecture.
     """
-    _config_of(config)
-    if config.tokenizer == "wordpiece":
-        return
-    import tempfile
-
+    if config.tokenizer == "triletter":
+        require_letters(config.letters, dataset.graded_texts())
+    count = config.projection or 0
+    few = dataclasses.replace(pairs, queries=pairs.queries[:count], documents=pairs.documents[:count])
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = open_tokenizer_file(_tokenizer(config, Path(folder)), max_tokens=config.document_max_tokens)
-    stream = iter(texts)
-    while part := list(islice(stream, _CHECKED_AT_ONCE)):
-        for text, ids in zip(part, tokenizer.encode(part).ids, strict=True):
-            if ids.max() <= CLS:
-                raise UsageError(
-                    f"the text {text[:80]!r} has no letter of the tri-letter tokenizer, so a tower would learn nothing "
-                    'from it; remove it, or set letters to "unicode"'
-                )
+        twin, path = build(config, Path(folder), few, seed=0)
+        tokenizer = open_tokenizer_file(path, max_tokens=config.document_max_tokens)
+    if config.space is None:
+        return
+    width, dimension = import_twin(config.space.teacher).twin.config.document.dimension, twin.config.document.dimension
+    texts = sum(1 for _ in islice(readable(tokenizer, dataset.texts()), dimension))
+    if dimension > min(width, texts):
+        raise UsageError(
+            f"space: an embedding of {dimension} numbers learns from vectors as wide and texts as many; those of "
+            f"{config.space.teacher} have {width}, and there are {texts} texts; lower the projection, or give more"
+        )
 
 
 def _config_of(config: StudentConfig) -> TwinConfig:
@@ -172,18 +181,36 @@ def _vocabulary(config: StudentConfig) -> int:
     return open_tokenizer_file(locate(config.checkpoint) / "tokenizer.json", max_tokens=3).vocabulary
 
 
-def _tokenizer(config: StudentConfig, directory: Path) -> Path:
+def _tokenizer(config: StudentConfig, directory: Path, *, writes: bool) -> Path:
     if config.tokenizer == "wordpiece":
         return locate(config.checkpoint) / "tokenizer.json"
     path = directory / "tokenizer.json"
-    save_triletter(path, letters=config.letters, cls=config.pooling == "cls")
+    if writes:
+        building = path.with_name(f".{path.name}.{os.getpid()}.building")
+        save_triletter(building, letters=config.letters, cls=config.pooling == "cls")
+        building.replace(path)
     return path
 
 
-def build(config: StudentConfig, output: Path, pairs: Pairs, seed: int) -> tuple[TwinBert, Path]:
-    """A student with the weights that it starts from."""
+def build(
+    config: StudentConfig, output: Path, pairs: Pairs, seed: int, *, writes: bool = True
+) -> tuple[TwinBert, Path]:
+    """A student with the weights that it starts from, and its tokenizer's file.
+
+    Args:
+        config: the student.
+        output: folder for a tokenizer that no checkpoint has.
+        pairs: of whose texts a projection starts.
+        seed: of their choice.
+        writes: false: another process writes the tokenizer, and has by now.
+
+    Raises:
+        UsageError: the checkpoint is missing, or has not the layers; or there are too few texts for the projection.
+        BundleError: a file of the checkpoint is damaged.
+        UnsupportedError: it is another architecture.
+    """
     twin = TwinBert(_config_of(config))
-    tokenizer = _tokenizer(config, output)
+    tokenizer = _tokenizer(config, output, writes=writes)
     if config.new is None:
         weights = locate(config.checkpoint) / "model.safetensors"
         for tower in {twin.query, twin.document}:

@@ -1,6 +1,7 @@
 """A recipe: a TOML file that says, from data to bundles, what is trained and how; and the run that follows it.
 
-    RUN/configuration.json          the recipe as it was run, without its students, and the digest of the data
+    RUN/configuration.json          the recipe as it was run, without its students, and digests of the data
+    RUN/inputs.json                 where the data was
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/teacher-2/ …                those of the others, where several teach together
     RUN/scores/<teacher>.scores     what it said of each pair
@@ -8,9 +9,10 @@
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
     RUN/students/<name>/            its configuration; RUN/students/<name>/distil is the run, …/bundle is it
-    RUN/times.jsonl                 how long each stage took, in the order in which they ended
+    RUN/times.jsonl                 how long each stage has worked; see `twinbert.training.times`
 
-A stage whose result is there is not run again, and one that was killed goes on from its checkpoint.
+A stage whose result is there is not run again, and one that was killed goes on from its checkpoint. Students of one run
+may be trained side by side, by several commands: what they share is made by one of these, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -19,27 +21,27 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-import time
 import tomllib
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from twinbert.errors import UsageError
+from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.training import initial, student, synthetic, teacher
 from twinbert.training import pairs as pairs_
+from twinbert.training.claims import claim_of, claimed, require_data
 from twinbert.training.data import Columns, Dataset, add_unlabelled, read_dataset, read_home_depot, sample
 from twinbert.training.initial import StudentConfig
 from twinbert.training.loop import new_accelerator
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import Run
+from twinbert.training.runs import locked
 from twinbert.training.teacher import TeacherConfig
 from twinbert.training.texts import TextFile
+from twinbert.training.times import timed
 
 _T = TypeVar("_T")
 FULL = "full"
@@ -166,34 +168,41 @@ def run(
         The bundles by student.
 
     Raises:
-        UsageError: the data or a checkpoint cannot be used, which is found out before anything is trained; or `output`
-            holds another run.
+        UsageError: the data, a student or a checkpoint cannot be used, which is found out before anything is trained;
+            `output` holds another run; or another process trains one of the students.
+        BundleError: a file of a checkpoint is damaged.
+        UnsupportedError: a checkpoint is of another architecture.
     """
     report = report or Silent()
     chosen = _chosen(recipe, students)
     accelerator = new_accelerator()
     main = accelerator.is_main_process
     dataset = _read_pairs(recipe, inputs)
-    digest = teacher.digest_of(dataset.train, dataset.dev, dataset.test)
-    _claim(recipe, chosen, digest, output, writes=main)
-    with accelerator.main_process_first():
-        dataset = _with_texts(dataset, recipe, inputs, output / "texts")
-        recipe = _with_checkpoint(recipe, output, writes=main)
-    _check(recipe, dataset, report)
+    with claimed(claim_of(recipe, dataset, inputs), chosen, output, report, writes=main):
+        with locked(output, report, writes=main), accelerator.main_process_first():
+            dataset = _with_texts(dataset, recipe, inputs, output / "texts", writes=main)
+            recipe = _with_checkpoint(recipe, output, writes=main)
+        _check(recipe, chosen, dataset, output, report)
+        return _follow(recipe, chosen, dataset, output, report)
+
+
+def _follow(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Path, report: Report) -> dict[str, Path]:
+    accelerator = new_accelerator()
+    main, times = accelerator.is_main_process, output / "times.jsonl"
     scored: Pairs | None = None
     if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
-        with _timed(output, "teacher", report, writes=main):
-            scorer = train_teacher(recipe, dataset, output, report)
+        with timed(times, "teacher", report, writes=main) as told:
+            scorer = train_teacher(recipe, dataset, output, told)
         if not chosen:
             return {}
-        with _timed(output, "pairs", report, writes=main), accelerator.main_process_first():
-            scored = score_pairs(recipe, dataset, scorer, output / "scores", report)
+        with timed(times, "pairs", report, writes=main) as told, accelerator.main_process_first():
+            scored = score_pairs(recipe, dataset, scorer, output / "scores", told)
         del scorer
     judged = pairs_.judged(dataset)
     bundles = {}
     for name in chosen:
         config, folder = recipe.students[name], output / "students" / name
-        with _timed(output, name, report, writes=main):
+        with timed(times, name, report, writes=main) as told:
             student.train(
                 config,
                 dataset,
@@ -201,22 +210,10 @@ def run(
                 output=folder,
                 seed=recipe.seed,
                 common=output,
-                report=report,
+                report=told,
             )
         bundles[name] = folder / "bundle"
     return bundles
-
-
-def _claim(recipe: Recipe, students: Collection[str], data: str, output: Path, *, writes: bool) -> None:
-    """Takes a run's folder, and those of its students, before anything is put in them or an hour is spent.
-
-    Each student has a claim of its own: another one, or one that was changed, can join a teacher that is there.
-    """
-    described = dataclasses.asdict(recipe)
-    del described["students"]
-    Run(output, {"recipe": described, "data": data}, writes=writes)
-    for name in students:
-        Run(output / "students" / name, {"student": recipe.students[name].described()}, writes=writes)
 
 
 def followed(run: Path) -> Recipe:
@@ -244,24 +241,34 @@ def _given(table: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
     return table
 
 
-def read(recipe: Recipe, inputs: Inputs) -> Dataset:
+def read(recipe: Recipe, inputs: Inputs, *, runs: Collection[Path] = ()) -> Dataset:
     """The data of a recipe, all of it in memory.
 
+    Args:
+        recipe: whose.
+        inputs: where it is.
+        runs: whose graded pairs it has to be.
+
     Raises:
-        UsageError: it is not there, or is no such data.
+        UsageError: it is not there, or is no such data, or that of another run.
     """
-    return _with_texts(_read_pairs(recipe, inputs), recipe, inputs, None)
+    dataset = _read_pairs(recipe, inputs)
+    for run in runs:
+        require_data(run, dataset)
+    return _with_texts(dataset, recipe, inputs, None)
 
 
 def read_kept(run: Path, inputs: Inputs) -> Dataset:
     """The data of a run with the unlabelled texts that it has kept, which `inputs` need not name again.
 
     Raises:
-        UsageError: the folder is of no run, or its graded pairs are not there.
+        UsageError: the folder is of no run, or its graded pairs are not there, or others.
     """
+    dataset = _read_pairs(followed(run), inputs)
+    require_data(run, dataset)
     kept = {name: run / "texts" / name for name in ("queries", "documents")}
     texts: dict[str, Any] = {name: TextFile(path) for name, path in kept.items() if path.exists()}
-    return dataclasses.replace(_read_pairs(followed(run), inputs), **texts)
+    return dataclasses.replace(dataset, **texts)
 
 
 def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
@@ -276,9 +283,16 @@ def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
     return dataset if recipe.sample == 1 else sample(dataset, recipe.sample)
 
 
-def _with_texts(dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path | None) -> Dataset:
+def _with_texts(
+    dataset: Dataset, recipe: Recipe, inputs: Inputs, folder: Path | None, *, writes: bool = True
+) -> Dataset:
     return add_unlabelled(
-        dataset, columns=recipe.columns, queries=inputs.queries, documents=inputs.documents, folder=folder
+        dataset,
+        columns=recipe.columns,
+        queries=inputs.queries,
+        documents=inputs.documents,
+        folder=folder,
+        writes=writes,
     )
 
 
@@ -302,7 +316,8 @@ def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -
 def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Ensemble, scores: Path, report: Report) -> Pairs:
     """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
-    with ScoreCache(scores, scorer.digest) as cache:
+    # Opening it drops what seems to be cut short, and another process may be writing just that.
+    with locked(scores, report), ScoreCache(scores, scorer.digest) as cache:
         return pairs_.score(chosen, functools.partial(scorer.score, fast=True), cache, report)
 
 
@@ -313,10 +328,19 @@ def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
     return [name for name in recipe.students if students is None or name in students]
 
 
-def _check(recipe: Recipe, dataset: Dataset, report: Report) -> None:
-    for config in recipe.students.values():
-        initial.check(config, dataset.texts())
-    if any(config.needs_teacher for config in recipe.students.values()):
+def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Path, report: Report) -> None:
+    """Finds mistakes before an hour is spent: of the students chosen, and where none is, of all that may come."""
+    for name in chosen or recipe.students:
+        config = recipe.students[name]
+        if (output / "students" / name / "bundle").exists():
+            continue
+        unlabelled = recipe.pairs.unlabelled if config.needs_teacher else 0
+        pairs = pairs_.choose(dataset, PairsConfig(bm25=0, random=0, unlabelled=unlabelled), seed=0)
+        try:
+            initial.check(config, dataset, pairs)
+        except (UsageError, BundleError, UnsupportedError) as error:
+            raise type(error)(f"students.{name}: {error}") from error
+    if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
         teacher.locate(recipe.teacher.checkpoint)
     counts = ", ".join(f"{len(split.pairs):,} {split.name}" for split in (dataset.train, dataset.dev, dataset.test))
     texts = sum(1 for _ in dataset.texts())
@@ -324,33 +348,25 @@ def _check(recipe: Recipe, dataset: Dataset, report: Report) -> None:
 
 
 def _with_checkpoint(recipe: Recipe, output: Path, *, writes: bool) -> Recipe:
-    """The recipe with the synthetic checkpoint made, where it names that."""
+    """The recipe with the synthetic checkpoint made, wherever it names that."""
     path = output / "checkpoint"
-    if recipe.teacher.checkpoint != synthetic.NAME:
-        return recipe
-    if writes and not (path / "model.safetensors").exists():
-        synthetic.save_checkpoint(path, seed=recipe.seed)
 
-    def settled(config: StudentConfig) -> StudentConfig:
-        space = None if config.space is None else dataclasses.replace(config.space, teacher=str(path))
-        return dataclasses.replace(config, checkpoint=str(path), space=space)
+    def settled(named: str) -> str:
+        if named != synthetic.NAME:
+            return named
+        if writes and not (path / "model.safetensors").exists():
+            synthetic.save_checkpoint(path, seed=recipe.seed)
+        return str(path)
+
+    def settled_student(config: StudentConfig) -> StudentConfig:
+        space = config.space and dataclasses.replace(config.space, teacher=settled(config.space.teacher))
+        return dataclasses.replace(config, checkpoint=settled(config.checkpoint), space=space)
 
     return dataclasses.replace(
         recipe,
-        teacher=dataclasses.replace(recipe.teacher, checkpoint=str(path)),
-        students={name: settled(config) for name, config in recipe.students.items()},
+        teacher=dataclasses.replace(recipe.teacher, checkpoint=settled(recipe.teacher.checkpoint)),
+        students={name: settled_student(config) for name, config in recipe.students.items()},
     )
-
-
-@contextmanager
-def _timed(output: Path, stage: str, report: Report, *, writes: bool) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    seconds = round(time.monotonic() - began, 1)
-    report.event("done", f"{stage}: done in {seconds:,.0f} s", stage=stage, seconds=seconds)
-    if writes:
-        with (output / "times.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "seconds": seconds}) + "\n")
 
 
 def _merged(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

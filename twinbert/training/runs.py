@@ -4,16 +4,22 @@
     metrics.jsonl           a line for every few steps and for every epoch, in order of `step`
     curves.png              the same as curves
     checkpoint/             the latest one: state.safetensors and state.json; replaced in one step
+    .lock                   held by the process that works in the folder, and says which it is
 
 The result of a run stands beside it, under a name of the caller's.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +28,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from store.files import sync_directory, sync_file
+from store.files import replace_file, sync_directory, sync_file
 from twinbert.errors import UsageError
+from twinbert.training.report import Report, Silent
 
+CONFIGURATION = "configuration.json"
 _CHECKPOINT = "checkpoint"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Run:
 
     Args:
         path: the folder; it is made where there is none.
-        configuration: JSON of what shapes the result: equal configurations give equal results.
+        configuration: JSON of what shapes the result: equal configurations give equal results. A field that the
+            folder's lacks was not recorded when it was made, and is not compared.
         writes: whether this process is the one of several that writes.
 
     Raises:
@@ -57,25 +67,31 @@ class Run:
         self._claim()
 
     def _claim(self) -> None:
-        file = self.path / "configuration.json"
+        file = self.path / CONFIGURATION
+        if self._writes and not file.exists():
+            # What another process that claims it at this moment may have put there says nothing of whose it is.
+            claiming = (_LOCK, f".{CONFIGURATION}.")
+            if self.path.exists() and (
+                not self.path.is_dir() or any(not one.name.startswith(claiming) for one in self.path.iterdir())
+            ):
+                raise UsageError(f"{self.path}: is no folder of a run, and not empty; give another one with --output")
+            with locked(self.path, Silent()):
+                if not file.exists():
+                    replace_text(file, json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
         if file.exists():
-            try:
-                found = json.loads(file.read_bytes())
-            except ValueError as error:
-                raise UsageError(f"{file}: is damaged ({error}); remove the folder {self.path}") from error
-            if found != self.configuration:
-                differing = ", ".join(_differences(found, self.configuration))
-                raise UsageError(
-                    f"{self.path}: holds a run of another configuration ({differing}); "
-                    "give another folder with --output, or remove this one"
-                )
-        elif not self._writes:
-            return
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UsageError(f"{self.path}: is no folder of a run, and not empty; give another one with --output")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_text(file, json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
+            self._compare(file)
+
+    def _compare(self, file: Path) -> None:
+        try:
+            found = json.loads(file.read_bytes())
+            recorded = {name: value for name, value in self.configuration.items() if name in found}
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{file}: is damaged ({error}); remove the folder {self.path}") from error
+        if found != recorded:
+            raise UsageError(
+                f"{self.path}: holds a run of another configuration ({', '.join(_differences(found, recorded))}); "
+                "give another folder with --output, or remove this one"
+            )
 
     def log(self, **metrics: Any) -> None:  # noqa: ANN401 - what JSON can say
         """Adds a line to metrics.jsonl; values that are no number are left out."""
@@ -169,13 +185,47 @@ class Run:
         building.replace(self.path / "curves.png")
 
 
+@contextmanager
+def locked(folder: Path, report: Report, *, wait: bool = True, writes: bool = True) -> Iterator[None]:
+    """Holds a folder against other processes; the kernel lets go if this one dies.
+
+    Args:
+        folder: made where there is none.
+        report: is told "waiting" where somebody else holds it, and "waited" when it is this one's turn.
+        wait: for whoever holds it, without end.
+        writes: whether this process is the one of several that writes: the others hold nothing.
+
+    Raises:
+        UsageError: somebody else holds it, and there is no waiting; the message says who and since when.
+    """
+    if not writes:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            held = f"{folder}: {file.read().strip() or 'another process'} works in it"
+            if not wait:
+                raise UsageError(f"{held}; wait for it to end") from None
+            report.event("waiting", f"{held}; waiting for it to end", folder=str(folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            report.event("waited", f"{folder}: is free", folder=str(folder))
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees all of it or what was there before."""
-    building = path.with_name(f".{path.name}.building")
-    building.write_text(text, encoding="utf-8")
-    sync_file(building)
-    building.replace(path)
-    sync_directory(path.parent)
+    replace_file(path, text.encode())
 
 
 def _differences(found: object, wanted: object, where: str = "") -> list[str]:

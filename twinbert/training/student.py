@@ -40,8 +40,9 @@ from twinbert.training.initial import SAMPLE, StudentConfig, build
 from twinbert.training.loop import Task, fit, new_accelerator
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import Pairs, part
+from twinbert.training.readable import readable, readable_pairs
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import Run
+from twinbert.training.runs import Run, locked
 from twinbert.training.teacher import WATCHED, digest_of
 from twinbert.training.texts import TextFile
 
@@ -144,8 +145,9 @@ def train(
     if not (output / "bundle").exists():
         torch.manual_seed(seed)
         with accelerator.main_process_first():
-            twin, tokenizer = build(config, output, pairs, seed)
+            twin, tokenizer = build(config, output, pairs, seed, writes=main)
         student = Student(twin.to(accelerator.device), tokenizer)
+        pairs = _readable_pairs(student, pairs, report)
         if config.space is not None:
             _learn_space(config, student, dataset, common or output, seed=seed, report=report, accelerator=accelerator)
         _start_crossings(student, pairs)
@@ -190,7 +192,7 @@ def _learn_space(
     assert config.space is not None
     twin, tokenizer = student.twin, student.tokenizers["document"]
 
-    def lessons_texts() -> Iterator[str]:
+    def every_text() -> Iterator[str]:
         assert config.space is not None
         return dataset.texts(spans=config.space.spans, seed=seed)
 
@@ -201,41 +203,79 @@ def _learn_space(
         "space": dataclasses.asdict(config.space),
         "together": config.together,
         "seed": seed,
-        "texts": digest_of_texts(lessons_texts()),
+        "texts": digest_of_texts(every_text()),
     }
     main = accelerator.is_main_process
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     run = Run(common / "spaces" / name, described, writes=main)
     done = run.path / "tower.safetensors"
-    if not done.exists():
-        texts_path = run.path / "texts"
-        with accelerator.main_process_first():
-            texts = TextFile.write(texts_path, lessons_texts()) if main else TextFile(texts_path)
-            vectors_NH = bi_encoder_vectors(config.space.teacher, texts, common / "vectors", report, writes=main)
-        sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:SAMPLE])
-        back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
-        lessons = Lessons(texts, tokenizer, vectors_NH, batch=config.space.batch, together=config.together, seed=seed)
-
-        def measure() -> dict[str, float]:
-            twin.query.load_state_dict(twin.document.state_dict())
-            return _measure(student, dataset.dev)
-
-        task = Task(
-            name=f"space {name}",
-            module=SpaceLearner(twin.document, back, config.space.loss),
-            batches=lessons.batches,
-            collate=lessons.collate,
-            validate=measure,
-        )
-        fit(task, config.space.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
-        if main:
-            building = done.with_suffix(".building")
-            save_weights(twin.document, building)
-            building.rename(done)
-            run.drop_checkpoint()
+    with locked(run.path, report, writes=main):
+        accelerator.wait_for_everyone()  # or some would look for the tower before another process has made it
+        if not done.exists():
+            texts_path = run.path / "texts"
+            with locked(common / "vectors", report, writes=main), accelerator.main_process_first():
+                texts = TextFile.write(texts_path, readable(tokenizer, every_text())) if main else TextFile(texts_path)
+                if left := sum(1 for _ in every_text()) - len(texts):
+                    report.event("left_out", f"{left:,} texts are left out: they have no letter", texts=left)
+                vectors_NH = bi_encoder_vectors(config.space.teacher, texts, common / "vectors", report, writes=main)
+            _fit_space(
+                config,
+                student,
+                dataset.dev,
+                texts=texts,
+                vectors_NH=vectors_NH,
+                run=run,
+                seed=seed,
+                report=report,
+                accelerator=accelerator,
+            )
+            if main:
+                building = done.with_suffix(".building")
+                save_weights(twin.document, building)
+                building.rename(done)
+                run.drop_checkpoint()
         accelerator.wait_for_everyone()
     load_weights(twin.document, done)
     twin.query.load_state_dict(twin.document.state_dict())
+
+
+def _fit_space(
+    config: StudentConfig,
+    student: Student,
+    dev: Split,
+    *,
+    texts: TextFile,
+    vectors_NH: Floats,
+    run: Run,
+    seed: int,
+    report: Report,
+    accelerator: accelerate.Accelerator,
+) -> None:
+    assert config.space is not None
+    twin, tokenizer = student.twin, student.tokenizers["document"]
+    sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:SAMPLE])
+    back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
+    lessons = Lessons(texts, tokenizer, vectors_NH, batch=config.space.batch, together=config.together, seed=seed)
+
+    def measure() -> dict[str, float]:
+        twin.query.load_state_dict(twin.document.state_dict())
+        return _measure(student, dev)
+
+    task = Task(
+        name=f"space {run.path.name}",
+        module=SpaceLearner(twin.document, back, config.space.loss),
+        batches=lessons.batches,
+        collate=lessons.collate,
+        validate=measure,
+    )
+    fit(task, config.space.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
+
+
+def _readable_pairs(student: Student, pairs: Pairs, report: Report) -> Pairs:
+    kept = readable_pairs(student.tokenizers["document"], pairs)
+    if left := len(pairs) - len(kept):
+        report.event("left_out", f"{left:,} pairs are left out: a text of theirs has no letter", pairs=left)
+    return kept
 
 
 def _start_crossings(student: Student, pairs: Pairs) -> None:

@@ -29,8 +29,10 @@ from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import Scorer, System
+from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters
 from twinbert.training.recipe import Recipe
 from twinbert.training.report import Report
+from twinbert.training.runs import locked
 from twinbert.training.student import Student
 
 TEACHER = "teacher"
@@ -51,11 +53,18 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         network: the C-DSSM; None: `network_of` the run.
 
     Raises:
-        UsageError: `run` is no run, or lacks its teacher.
+        UsageError: `run` is no run, or lacks its teacher; a graded text has no letter that C-DSSM reads; or another
+            process trains them.
     """
     followed = recipe.followed(run)
+    network = network or network_of(followed)
+    require_letters(network.letters, dataset.graded_texts())
+    with locked(run / "baselines", report, wait=False):
+        _train_baselines(followed, run, dataset, report, network)
+
+
+def _train_baselines(followed: Recipe, run: Path, dataset: Dataset, report: Report, network: DssmConfig) -> None:
     folder = run / "baselines"
-    folder.mkdir(exist_ok=True)
     checkpoint = teacher.locate(_own(followed.teacher.checkpoint, run))
     shallow = first_layers(checkpoint, SHALLOW_LAYERS, folder / "checkpoint-3")
     config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
@@ -65,7 +74,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         return
     scorer = _load_teacher(followed, *recipe.teacher_folders(followed, run))
     pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
-    network = network or network_of(followed)
+    pairs = readable_pairs(letters_tokenizer(network.letters), pairs)
     dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
 
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import accelerate
 import numpy as np
 import numpy.typing as npt
+import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from torch.nn import functional
 
 from store.files import sync_directory, sync_file
 from twinbert.bundle import describe_file
-from twinbert.errors import UnsupportedError, UsageError
+from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.importing import PACKAGES, installed
 from twinbert.model.checkpoint import read_json
 from twinbert.training.data import Split
@@ -35,7 +37,7 @@ from twinbert.training.loop import Schedule, Task, fit, multiplies_bf16, new_acc
 from twinbert.training.losses import pairwise_logistic
 from twinbert.training.metrics import evaluate
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import Run
+from twinbert.training.runs import Run, locked
 
 Floats = npt.NDArray[np.float32]
 TextPair = tuple[str, str]
@@ -50,11 +52,11 @@ class TeacherConfig:
     """How a teacher is made.
 
     Raises:
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or no checkpoint is named.
     """
 
     checkpoint: str = "all-minilm-l6-v2"
-    """A directory, or the name of a package that holds one."""
+    """A directory, or the name of a package that holds one; empty: it has to be given."""
     max_tokens: int = 40
     """Tokens of query and document together; longer pairs lose the document's end."""
     batch: int = 64
@@ -67,6 +69,8 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 5 or self.batch < 1 or self.pairwise < 0:
             raise UsageError("teacher: max_tokens must be at least 5, batch at least 1, pairwise at least 0")
+        if not self.checkpoint:
+            raise UsageError("teacher: this budget names no checkpoint; give the folder of one with --checkpoint")
 
 
 class Teacher:
@@ -174,7 +178,7 @@ def load(path: Path, *, max_tokens: int = 40, batch: int = 64) -> Teacher:
     architectures = read_json(locate(str(path)) / "config.json", dict).get("architectures") or []
     if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         raise UsageError(f"{path}: is no trained teacher; make one with `twinbert train teacher`")
-    teacher = open_checkpoint(path, max_tokens=max_tokens, batch=batch)
+    teacher = open_checkpoint(path, max_tokens=max_tokens, batch=batch, trained=True)
     teacher.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return teacher
 
@@ -204,25 +208,40 @@ def train(
         writes=accelerator.is_main_process,
     )
     path = output / "model"
-    if not path.exists():
-        torch.manual_seed(seed)  # of the new head
-        teacher = open_checkpoint(source, max_tokens=config.max_tokens, batch=config.batch)
-        data = _Grades(teacher, train_split, config.batch, seed)
-        module = _Classifier(teacher.model, config.pairwise)
-        dev_pairs = [(pair.query, pair.document) for pair in dev.pairs]
-        task = Task(
-            name="teacher",
-            module=module,
-            batches=data.batches,
-            collate=data.collate,
-            validate=lambda: watch(teacher.score(dev_pairs), dev),
-        )
-        fit(task, config.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
-        if accelerator.is_main_process:
-            teacher.save(path)
-            run.drop_checkpoint()
+    with locked(output, report, writes=accelerator.is_main_process):
+        accelerator.wait_for_everyone()  # or some would look for the model before another process has made it
+        if not path.exists():
+            _fit(config, source, train_split, dev, run=run, seed=seed, report=report, accelerator=accelerator)
         accelerator.wait_for_everyone()
     return load(path, max_tokens=config.max_tokens, batch=config.batch)
+
+
+def _fit(
+    config: TeacherConfig,
+    source: Path,
+    train_split: Split,
+    dev: Split,
+    *,
+    run: Run,
+    seed: int,
+    report: Report,
+    accelerator: accelerate.Accelerator,
+) -> None:
+    torch.manual_seed(seed)  # of the new head
+    teacher = open_checkpoint(source, max_tokens=config.max_tokens, batch=config.batch)
+    data = _Grades(teacher, train_split, config.batch, seed)
+    dev_pairs = [(pair.query, pair.document) for pair in dev.pairs]
+    task = Task(
+        name="teacher",
+        module=_Classifier(teacher.model, config.pairwise),
+        batches=data.batches,
+        collate=data.collate,
+        validate=lambda: watch(teacher.score(dev_pairs), dev),
+    )
+    fit(task, config.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
+    if accelerator.is_main_process:
+        teacher.save(run.path / "model")
+        run.drop_checkpoint()
 
 
 def locate(checkpoint: str) -> Path:
@@ -292,26 +311,38 @@ class _Grades:
         return {"inputs": inputs, "grades_B": self._grades_N[rows]}
 
 
-def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64) -> Teacher:
+def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64, trained: bool = False) -> Teacher:
     """A checkpoint as a cross-encoder; a head that it lacks is new, from torch's random numbers.
+
+    Args:
+        path: its directory.
+        max_tokens: tokens of a pair.
+        batch: pairs scored together.
+        trained: whether it has to have its head.
 
     Raises:
         UsageError: it lacks a file, or reads fewer tokens.
-        UnsupportedError: it is of an architecture that cannot be one.
+        BundleError: its weights are not those of its configuration.
+        UnsupportedError: it is of an architecture that cannot be one, or its tokenizer cannot pad.
     """
     locate(str(path))
     try:
         with _quiet():
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
                 path,
                 num_labels=1,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which is told below, in one line
                 dtype=torch.float32,
                 local_files_only=True,
                 attn_implementation="eager",  # pairs are too short for fused attention to pay, in bf16 on a CPU least
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise UnsupportedError(f"{path}: transformers makes no cross-encoder of it ({error})") from error
+    _check_weights(path, model.base_model_prefix, found, trained=trained)
+    if tokenizer.pad_token_id is None:
+        raise UnsupportedError(f"{path}: its tokenizer has no padding token; name one in tokenizer_config.json")
     positions = getattr(model.config, "max_position_embeddings", max_tokens)
     if max_tokens > positions:
         raise UsageError(f"{path}: reads {positions} tokens, max_tokens is {max_tokens}; lower it")
@@ -319,6 +350,17 @@ def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64) -> Teacher:
     named = f"{describe_file(path / 'model.safetensors')['sha256']} {tokens} {max_tokens}"
     digest = hashlib.sha256(named.encode()).hexdigest()
     return Teacher(model, tokenizer, max_tokens=max_tokens, digest=digest, batch=batch)
+
+
+def _check_weights(path: Path, encoder: str, found: Mapping[str, Any], *, trained: bool) -> None:
+    """Refuses weights that leave more to chance than a new head."""
+    weights = path / "model.safetensors"
+    for name, there, wanted in sorted(found["mismatched_keys"]):
+        raise BundleError(f"{weights}: {name} has shape {list(there)}, the configuration says {list(wanted)}")
+    for name in sorted(found["missing_keys"]):
+        # A pooler belongs to the head: encoders are published without one.
+        if trained or (name.startswith(f"{encoder}.") and not name.startswith(f"{encoder}.pooler.")):
+            raise BundleError(f"{weights}: lacks {name}; its configuration is of another model")
 
 
 @contextlib.contextmanager
