@@ -23,7 +23,6 @@ from faults.steps import kill_at
 from twinbert.cli import main
 
 
-
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a run ended.

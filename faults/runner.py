@@ -17,7 +17,6 @@ from faults import ROOT
 from faults.fault import Attempt, Fault, NotRunError
 from faults.ledger import Ledger, Run, next_seed
 
-
 _SHOWN_EVERY_S = 10.0  # where nobody sees a line change
 
 
