@@ -93,7 +93,8 @@ class Caller:
 
     def begin(self, request: bytes, timeout: float, method: str = SCORE) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
         """A call that goes on by itself."""
-        return self._channel().unary_unary(method)(request, timeout=timeout)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel().unary_unary(method)
+        return call(request, timeout=timeout)
 
     async def answer(self, request: bytes, timeout: float = 10.0, method: str = SCORE) -> Answer:
         """A call, to its end."""
@@ -139,8 +140,9 @@ def stream(channel: grpc.Channel, method: str, requests: Sequence[bytes], timeou
     Not asyncio's: that one loses the status of a server which ends a call while requests are still written.
     """
     begun = time.monotonic()
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
     try:
-        responses = deque(channel.stream_stream(method)(iter(requests), timeout=timeout), maxlen=1)
+        responses = deque(call(iter(requests), timeout=timeout), maxlen=1)
     except grpc.RpcError as error:
         return _failed(error, begun)
     ended = time.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demo.corpus import write_corpus
+from faults.corpora import Corpus
 from faults.fault import NotRunError
 from tests.servers import Server, refresh
 from twinbert.errors import TwinbertError
@@ -42,22 +42,23 @@ def minilm() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A bundle, a store that was made with it, and the ids of its documents."""
+    """A bundle, a store that was made with it, and the documents in it."""
 
     bundle: Path
     store: Path
-    ids: Sequence[str]
+    documents: Corpus
 
     def requests(
         self, chance: random.Random, *, count: int, queries: int, candidates: int, most_words: int = 4
     ) -> list[bytes]:
         """Score requests with random queries and candidates, as bytes."""
+        ids = [*self.documents]
         return [
             pb.ScoreRequest(
                 tasks=[
                     pb.ScoreTask(
                         query=words(chance, most_words // 2, most_words),
-                        document_ids=chance.sample(self.ids, candidates),
+                        document_ids=chance.sample(ids, candidates),
                     )
                     for _ in range(queries)
                 ]
@@ -73,7 +74,7 @@ def minilm_stored(folder: Path, documents: int) -> Stored:
     lines = random.Random(0).sample(whole.read_text().splitlines(), documents)
     corpus.write_text("\n".join(lines) + "\n")
     refresh(minilm(), store, corpus)
-    return Stored(minilm(), store, [json.loads(line)["id"] for line in lines])
+    return Stored(minilm(), store, {fields["id"]: fields["text"] for fields in map(json.loads, lines)})
 
 
 def words(chance: random.Random, least: int, most: int) -> str:

@@ -36,7 +36,8 @@ class _Proxy(grpc.GenericRpcHandler):
                     messages.append(request)
                     yield request
 
-            yield from self._channel.stream_stream(method)(kept())
+            call: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(method)
+            yield from call(kept())
 
         return grpc.stream_stream_rpc_method_handler(passed)
 
