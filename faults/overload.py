@@ -159,8 +159,8 @@ def _recovered(caller: Caller, calls: Awaitable[list[Answer]], within: float) ->
 OVERLOAD = Fault(
     name="overload",
     title="Overload, open loop, 1 × to 3 × of what it can do, 8 queries × 100 candidates a request",
-    promise="at every load goodput at least 85 % of the peak; refusals under 2 ms (p50, on the server) with RetryInfo; "
-    "recovery within 5 s",
+    promise="at every load goodput at least 85 % of the peak (at 1 × of what is asked for, where that is less); refusals "
+    "under 2 ms (p50, on the server) with RetryInfo; recovery within 5 s",
     unit="seconds",
     wanted=600,
     quick=32,
