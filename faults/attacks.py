@@ -21,7 +21,10 @@ from twinbert.v1 import scorer_pb2 as pb
 _SECONDS = 1.0
 _MOST_MB = 128.0
 _RATIO = 2.0
-_ENOUGH = 10  # attempts, for a median
+_ENOUGH = 5  # attempts with one kind, for a median
+# A p99 is the worst few calls of a second, which on shared cores can take several times as long by chance; of a server
+# that an attack holds up it is a hundred times as long.
+_EVER = 20.0
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
     request = pb.ScoreRequest(tasks=[pb.ScoreTask(query="pizza", document_ids=ids)]).SerializeToString()
     with running("serve", bundle, store) as server, calling(server.address) as caller:
         caller.run(caller.closed(lambda: request, 1, _SECONDS))
-        vitals, ratios = Vitals(server), list[float]()
+        vitals, ratios = Vitals(server), {kind: list[float]() for kind in KINDS}
         vitals.read(0.0)
 
         def attempt(seed: int) -> Tally:
@@ -44,10 +47,12 @@ def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
             vitals.read(float(seed))
             grown = vitals.readings[-1][1] - vitals.readings[0][1]
             require(grown < _MOST_MB, f"{kind}: it takes {grown:.0f} MB more than before")
-            ratios.append(attacked / quiet)
-            middle = float(np.median(ratios))
-            require(len(ratios) < _ENOUGH or middle <= _RATIO, f"p99 is {middle:.1f} times the quiet one: {ratios}")
-            figures = {"honest p99 under attack, of the quiet one": middle, "RSS more than at first, MB": grown}
+            ratio, some = attacked / quiet, ratios[kind]
+            require(ratio <= _EVER, f"{kind}: p99 is {1e3 * attacked:.1f} ms, {ratio:.0f} times the quiet one")
+            some.append(ratio)
+            middle = float(np.median(some))
+            require(len(some) < _ENOUGH or middle <= _RATIO, f"{kind}: p99 is {middle:.1f} times the quiet one: {some}")
+            figures = {f"{kind}: honest p99, of the quiet one": middle, "RSS more than at first, MB": grown}
             return Tally({kind: acts[0]}, done=acts[0], figures=figures)
 
         yield attempt
@@ -74,7 +79,7 @@ def _attacking(kind: str, server: Server, seed: int) -> Iterator[list[int]]:
 ATTACKS = Fault(
     name="attacks",
     title="Slow-loris: silent connections, header-only calls, reset floods, oversize and malformed frames",
-    promise="honest p99 within twice the quiet one; memory bounded",
+    promise="honest p99 within twice the quiet one, whatever the kind; memory bounded",
     unit="acts",
     wanted=10_000,
     quick=1000,

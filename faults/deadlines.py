@@ -7,11 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from faults.fault import Attempt, Fault, Tally, require
 from faults.load import Caller, calling
-from faults.serving import minilm, minilm_store, requests
+from faults.serving import Stored, minilm_stored
 from tests.servers import Server, running
 
 _BURST = 1000
@@ -22,13 +21,16 @@ _LONG_S = 60.0
 
 
 @contextmanager
-def _prepared(folder: Path, _bundle: Path) -> Iterator[Attempt]:
-    store = minilm_store(folder, 500)
-    hogs = requests(folder, random.Random(0), count=20, queries=_HOG_QUERIES, candidates=1, most_words=60)
-    short = requests(folder, random.Random(1), count=2000, queries=1, candidates=5)
+def attempts(stored: Stored) -> Iterator[Attempt]:
+    """Attempts at a store whose query tower is busy for long enough with one request to be seen so."""
+    hogs = stored.requests(random.Random(0), count=20, queries=_HOG_QUERIES, candidates=1, most_words=60)
+    short = stored.requests(random.Random(1), count=2000, queries=1, candidates=5)
     # One engine, so that it is known to be busy; no cache, so that every query needs it.
     options = ("--engines", "1", "--cache-bytes", "0")
-    with running("serve", minilm(), store, *options) as server, calling(server.address, connections=2) as caller:
+    with (
+        running("serve", stored.bundle, stored.store, *options) as server,
+        calling(server.address, connections=2) as caller,
+    ):
 
         def attempt(seed: int) -> Tally:
             """A request that keeps the engine busy, and a burst that has no time to wait for it."""
@@ -80,5 +82,5 @@ DEADLINES = Fault(
     unit="calls",
     wanted=100_000,
     quick=2000,
-    prepare=_prepared,
+    prepare=lambda folder, _: attempts(minilm_stored(folder, 500)),
 )

@@ -46,6 +46,7 @@ class Fault:
         unit: what is counted.
         wanted: how many.
         quick: how many with QUICK=1.
+        one_run: whether one run has to reach what is wanted, and not several together.
         prepare: makes what attempts need, in an empty folder, with a tiny bundle; raises NotRunError where that cannot
             be had.
     """
@@ -57,6 +58,7 @@ class Fault:
     wanted: int
     quick: int
     prepare: Callable[[Path, Path], AbstractContextManager[Attempt]]
+    one_run: bool = False
 
 
 def require(holds: object, broken: str) -> None:

@@ -81,6 +81,11 @@ def done(runs: list[Run]) -> int:
     return sum(run.done for run in runs)
 
 
+def longest(runs: list[Run]) -> int:
+    """What the longest run of one fault alone has done."""
+    return max((run.done for run in runs), default=0)
+
+
 def counts(runs: list[Run]) -> Counter[str]:
     """Their outcomes."""
     total: Counter[str] = Counter()

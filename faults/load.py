@@ -1,10 +1,11 @@
-"""Calls of Score, as bytes, so that the caller costs little of the cores that the server has: closed and open loop."""
+"""Calls, as bytes, so that the caller costs little of the cores that the server has: closed and open loop."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from faults.fault import BrokenPromiseError
 
-_SCORE = "/twinbert.v1.ScorerService/Score"
+SCORE = "/twinbert.v1.ScorerService/Score"
 _DETAILS = "grpc-status-details-bin"
 
 T = TypeVar("T")
@@ -51,6 +52,17 @@ class Answer:
         """Whether the server did."""
         return self.details is not None and any(one.Is(RetryInfo.DESCRIPTOR) for one in self.details.details)
 
+    @property
+    def message(self) -> str:
+        """What the server says of an error."""
+        return str(self.details.message) if self.details else ""
+
+    @property
+    def reason(self) -> str:
+        """The `ErrorInfo.reason` of an error; empty where the server said nothing."""
+        details = self.details.details if self.details else ()
+        return "".join(ErrorInfo.FromString(one.value).reason for one in details if one.Is(ErrorInfo.DESCRIPTOR))
+
 
 class Caller:
     """Calls one server, from a loop of its own.
@@ -62,15 +74,12 @@ class Caller:
 
     def __init__(self, address: str, connections: int = 1) -> None:
         self._loop = asyncio.new_event_loop()
-        self._channels, self._calls = self.run(self._connect(address, connections))
+        self._channels = self.run(self._connect(address, connections))
         self._next = 0
 
-    async def _connect(
-        self, address: str, connections: int
-    ) -> tuple[list[grpc.aio.Channel], list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
+    async def _connect(self, address: str, connections: int) -> list[grpc.aio.Channel]:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [grpc.aio.insecure_channel(address, options) for _ in range(connections)]
-        return channels, [channel.unary_unary(_SCORE) for channel in channels]
+        return [grpc.aio.insecure_channel(address, options) for _ in range(connections)]
 
     def run(self, work: Awaitable[T]) -> T:
         """Runs what calls, to its end."""
@@ -82,24 +91,25 @@ class Caller:
             self.run(channel.close())
         self._loop.close()
 
-    def begin(self, request: bytes, timeout: float) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
+    def begin(self, request: bytes, timeout: float, method: str = SCORE) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
         """A call that goes on by itself."""
-        self._next = (self._next + 1) % len(self._calls)
-        return self._calls[self._next](request, timeout=timeout)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel().unary_unary(method)
+        return call(request, timeout=timeout)
 
-    async def answer(self, request: bytes, timeout: float = 10.0) -> Answer:
+    async def answer(self, request: bytes, timeout: float = 10.0, method: str = SCORE) -> Answer:
         """A call, to its end."""
         begun = time.monotonic()
-        call = self.begin(request, timeout)
+        call = self.begin(request, timeout, method)
         try:
             response = await call
         except grpc.aio.AioRpcError as error:
-            ended = time.monotonic()
-            told = dict(error.trailing_metadata() or ()).get(_DETAILS)
-            details = Status.FromString(told) if isinstance(told, bytes) else None
-            return Answer(ended, ended - begun, error.code(), details=details)
+            return _failed(error, begun)
         ended = time.monotonic()
         return Answer(ended, ended - begun, grpc.StatusCode.OK, response)
+
+    def _channel(self) -> grpc.aio.Channel:
+        self._next = (self._next + 1) % len(self._channels)
+        return self._channels[self._next]
 
     async def closed(self, request: Callable[[], bytes], callers: int, seconds: float) -> list[Answer]:
         """So many callers, each calling again when it is answered."""
@@ -122,6 +132,29 @@ class Caller:
             await asyncio.sleep(max(0.0, due - time.monotonic()))  # the load itself
             calls.append(asyncio.ensure_future(self.answer(chance.choice(requests), timeout)))
         return await asyncio.gather(*calls)
+
+
+def stream(channel: grpc.Channel, method: str, requests: Sequence[bytes], timeout: float) -> Answer:
+    """A call with several requests, to its end; of several responses the last one counts.
+
+    Not asyncio's: that one loses the status of a server which ends a call while requests are still written.
+    """
+    begun = time.monotonic()
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+    try:
+        responses = deque(call(iter(requests), timeout=timeout), maxlen=1)
+    except grpc.RpcError as error:
+        return _failed(error, begun)
+    ended = time.monotonic()
+    return Answer(ended, ended - begun, grpc.StatusCode.OK, responses.pop() if responses else b"")
+
+
+def _failed(error: grpc.RpcError, begun: float) -> Answer:
+    ended = time.monotonic()
+    metadata: dict[str, str | bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, whatever the stubs say
+    told = metadata.get(_DETAILS)
+    details = Status.FromString(told) if isinstance(told, bytes) else None
+    return Answer(ended, ended - begun, error.code(), details=details)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ What was broken on purpose, how often, and what held. `make faults` brings all o
 interrupted run keeps its counts. A run stops at the first promise that is broken and prints the command to repeat it.
 Every run takes new seeds and adds to what is here. The suite runs a few fixed seeds of each (`tests/faults/`).
 
-*Done* counts only attempts after which the promise held; where it is less than *wanted*, more has not been run yet.
+*Done* counts only attempts after which the promise held, of a soak those of the longest run; where it is less than
+*wanted*, more has not been run yet.
 """
 
 
@@ -30,7 +31,7 @@ def page(faults: Sequence[Fault], book: ledger.Ledger) -> str:
 
 
 def _row(fault: Fault, runs: list[Run]) -> str:
-    total = ledger.done(runs)
+    total = ledger.longest(runs) if fault.one_run else ledger.done(runs)
     done = f"{total:,}" if total >= fault.wanted else f"**{total:,}**"
     return f"| [{fault.title}](#{fault.name}) | {fault.promise} | {fault.wanted:,} {fault.unit} | {done} |"
 
@@ -46,6 +47,8 @@ def _section(fault: Fault, runs: list[Run]) -> list[str]:
         lines += ["| outcome | times |", "| --- | --- |"]
         lines += [f"| {outcome} | {count:,} |" for outcome, count in sorted(ledger.counts(made).items())]
         lines += ["", *_figures(made)]
+    if made and fault.one_run:
+        lines += [f"Longest run, {fault.unit.removesuffix(' in one run')}: {ledger.longest(made):,}.", ""]
     if runs and (why := runs[-1].not_run):
         lines += [f"Last not run: {why}.", ""]
     if not runs:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demo.corpus import write_corpus
+from faults.corpora import Corpus
 from faults.fault import NotRunError
 from tests.servers import Server, refresh
 from twinbert.errors import TwinbertError
@@ -39,37 +40,46 @@ def minilm() -> Path:
     return bundle
 
 
-def minilm_store(folder: Path, documents: int) -> Path:
-    """A store of so many documents of the demo's corpus; the file is beside it."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A bundle, a store that was made with it, and the documents in it."""
+
+    bundle: Path
+    store: Path
+    documents: Corpus
+
+    def requests(
+        self, chance: random.Random, *, count: int, queries: int, candidates: int, most_words: int = 4
+    ) -> list[bytes]:
+        """Score requests with random queries and candidates, as bytes."""
+        ids = [*self.documents]
+        return [
+            pb.ScoreRequest(
+                tasks=[
+                    pb.ScoreTask(
+                        query=words(chance, most_words // 2, most_words),
+                        document_ids=chance.sample(ids, candidates),
+                    )
+                    for _ in range(queries)
+                ]
+            ).SerializeToString()
+            for _ in range(count)
+        ]
+
+
+def minilm_stored(folder: Path, documents: int) -> Stored:
+    """A store of so many documents of the demo's corpus, by MiniLM."""
     whole, corpus, store = folder / "whole.jsonl", folder / "corpus.jsonl", folder / "store"
     write_corpus(whole)
     lines = random.Random(0).sample(whole.read_text().splitlines(), documents)
     corpus.write_text("\n".join(lines) + "\n")
     refresh(minilm(), store, corpus)
-    return store
+    return Stored(minilm(), store, {fields["id"]: fields["text"] for fields in map(json.loads, lines)})
 
 
 def words(chance: random.Random, least: int, most: int) -> str:
     """So many words; hardly ever the same twice."""
     return " ".join(f"{chance.choice(_WORDS)}{chance.randrange(100)}" for _ in range(chance.randint(least, most)))
-
-
-def requests(
-    folder: Path, chance: random.Random, *, count: int, queries: int, candidates: int, most_words: int = 4
-) -> list[bytes]:
-    """Requests with random queries and candidates of `minilm_store` in this folder, as bytes."""
-    ids = [json.loads(line)["id"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
-    return [
-        pb.ScoreRequest(
-            tasks=[
-                pb.ScoreTask(
-                    query=words(chance, most_words // 2, most_words), document_ids=chance.sample(ids, candidates)
-                )
-                for _ in range(queries)
-            ]
-        ).SerializeToString()
-        for _ in range(count)
-    ]
 
 
 def hourly(seconds: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:

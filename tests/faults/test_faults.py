@@ -1,4 +1,4 @@
-"""A few attempts of each fault, with fixed seeds: `make faults` runs thousands, and those that judge times."""
+"""A few attempts of each fault, with fixed seeds: `make faults` runs thousands, and judges times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from faults.attacks import ATTACKS
+from faults.catalogue import FAULTS
 from faults.clock import CLOCK
 from faults.damaged import CUT, DAMAGED
 from faults.fault import Fault, NotRunError
@@ -15,9 +16,10 @@ from faults.full_disk import FULL_DISK
 from faults.fuzz import FUZZ
 from faults.killed import KILLED
 from faults.swaps import SWAPS
+from tests.faults.small import DEADLINES, OVERLOAD, SOAK, WORKERS
 
 # Each action both ways; both files at their ends and within; every damage; each action on a disk that is full; every
-# attack.
+# attack; a delta, a compaction and a full refresh.
 SEEDS: list[tuple[Fault, tuple[int, ...]]] = [
     (KILLED, (0, 1, 2, 3, 4, 5, 9, 15)),
     (CUT, (0, 15, 17, 400)),
@@ -27,7 +29,16 @@ SEEDS: list[tuple[Fault, tuple[int, ...]]] = [
     (ATTACKS, (0, 1, 2, 3, 4)),
     (FUZZ, (0,)),
     (CLOCK, (0, 1, 2)),
+    (DEADLINES, (0,)),
+    (OVERLOAD, (0,)),
+    (WORKERS, (0,)),
+    (SOAK, (18, 19, 20)),
 ]
+
+
+def test_every_fault_is_here() -> None:
+    """What `make faults` brings about, the suite does a little of."""
+    assert sorted(fault.name for fault, _ in SEEDS) == sorted(fault.name for fault in FAULTS)
 
 
 @pytest.mark.parametrize(("fault", "seeds"), SEEDS, ids=[fault.name for fault, _ in SEEDS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_runs_add_up(scene: Scene) -> None:
     assert "Seeds 0 to 5;" in shown
     assert "| dry | 6 |" in shown
     assert "| hours | 6.00 | 2.00 | 10.00 | 2 |" in shown
+
+
+def test_what_has_to_be_one_run_is_not_added_up(scene: Scene) -> None:
+    """Of a fault that has to go on for long the longest run counts, and not the sum of them."""
+    fault = replace(scene.fault, one_run=True, unit="walls in one run")
+    for quick in (True, False, True):
+        assert run(fault, scene.ledger, scene.bundle, quick=quick) == 0
+    assert sum(one.done for one in scene.ledger.runs("paint")) == 8
+    shown = page([fault], scene.ledger)
+    assert "| 4 walls in one run | 4 |" in shown
+    assert "Longest run, walls: 4." in shown
+    fault = replace(fault, wanted=5)
+    assert "| 5 walls in one run | **4** |" in page([fault], scene.ledger)
 
 
 def test_a_broken_promise_ends_a_run_and_can_be_repeated(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
