@@ -164,7 +164,7 @@ class _Tower:
 def _require(bundle: Bundle, file: str, session: onnxruntime.InferenceSession, inputs: set[str], output: str) -> None:
     """Raises unless a graph is what bundle.json takes it for."""
     found, shapes = {one.name for one in session.get_inputs()}, {one.name: one.shape for one in session.get_outputs()}
-    width = shapes[output][-1] if output in shapes else None
+    width = shapes[output][-1] if shapes.get(output) else None
     as_stated = width == bundle.dimension or output != "embeddings" or isinstance(width, str)
     if found != inputs or output not in shapes or not as_stated:
         raise BundleError(
@@ -188,7 +188,7 @@ def _crossing(bundle: Bundle, name: str, session: onnxruntime.InferenceSession) 
     cosine, file = Cosine(fields.number("a"), fields.number("b")), bundle.path / bundle.crossings[name].file
     try:
         proved = cosine.proved(graph, bundle.dimension)
-    except _LOAD_ERRORS as error:
+    except (ValueError, *_LOAD_ERRORS) as error:  # the former: numpy's, of scores of another shape
         raise BundleError(f"{file}: cannot cross embeddings of dimension {bundle.dimension}: {error}") from error
     if not proved:
         raise BundleError(
@@ -217,5 +217,5 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except (OSError, *_LOAD_ERRORS) as error:
+    except (OSError, UnicodeDecodeError, *_LOAD_ERRORS) as error:  # a message that quotes a name which is no UTF-8
         raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from error

@@ -33,7 +33,7 @@ def read_parquet(file: BufferedIOBase, columns: Columns, name: str, note_share: 
     try:
         parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
         schema = parquet.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one from names of columns
         raise _damaged(name, error) from error
     columns.require(schema.names, name)
     allowed = dict.fromkeys(columns.text, (_is_text, "strings")) | {
@@ -58,7 +58,10 @@ def _rows(
     batches = parquet.iter_batches(_BATCH_ROWS, columns=sorted(chosen), use_threads=False)
     done = 0
     while (batch := _next_batch(batches, name)) is not None:
-        cells = {column: _cells(batch.column(column)) for column in chosen}
+        try:
+            cells = {column: _cells(batch.column(column)) for column in chosen}
+        except pa.ArrowException as error:  # of a dictionary that lacks what is asked of it
+            raise _damaged(name, error) from error
         absent = [None] * len(batch)
         rows = zip(
             cells[columns.id],

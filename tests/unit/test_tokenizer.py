@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,29 @@ def test_other_files_are_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
     path.write_text(json.dumps(content | {"post_processor": None}))
     with pytest.raises(BundleError, match=r"does not put a text between \[CLS\] and \[SEP\]"):
         WordPiece(path, max_tokens=8)
+
+
+def _without_unknown(file: Any) -> None:
+    del file["model"]["vocab"]["[UNK]"]
+    file["added_tokens"] = [one for one in file["added_tokens"] if one["content"] != "[UNK]"]
+
+
+def _without_vocabulary(file: Any) -> None:
+    file["model"]["vocab"], file["added_tokens"] = {}, []
+
+
+def _with_undefined_token(file: Any) -> None:
+    file["post_processor"]["single"].append({"SpecialToken": {"id": "[NONE]", "type_id": 0}})
+
+
+@pytest.mark.parametrize("change", [_without_unknown, _without_vocabulary, _with_undefined_token])
+def test_a_tokenizer_that_cannot_encode_is_refused(
+    change: Callable[[Any], None], tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """It is found when it is opened: the library reads such files, and breaks, or panics, with the first text."""
+    file = json.loads(tiny_tokenizer.read_bytes())
+    change(file)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(file))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: "):
+        WordPiece(path, max_tokens=16)

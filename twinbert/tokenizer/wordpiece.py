@@ -43,6 +43,7 @@ class WordPiece:
             raise BundleError(f"{path}: holds a {kind} tokenizer; WordPiece is supported")
         if self._tokenizer.num_special_tokens_to_add(is_pair=False) != 2:
             raise BundleError(f"{path}: does not put a text between [CLS] and [SEP]; its post_processor has to")
+        _require_encodes(self._tokenizer, path)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         normalizer = self._tokenizer.normalizer
@@ -78,6 +79,19 @@ class WordPiece:
         assert self._ends is not None
         ends = self._ends.match(text, 0, characters)
         return ends[0] if ends else ""
+
+
+def _require_encodes(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+    """Raises BundleError for a file that the library reads and then cannot encode with."""
+    unknown = tokenizer.model.unk_token
+    if tokenizer.model.token_to_id(unknown) is None:
+        raise BundleError(f"{path}: its vocabulary lacks {unknown}, which stands for words that it does not know")
+    try:
+        tokenizer.encode("a")
+    except BaseException as error:  # the library's own panics are no Exception, and would end what nothing else ends
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise BundleError(f"{path}: cannot encode a text: {error}") from error
 
 
 def _word_ends(tokenizer: tokenizers.Tokenizer) -> re.Pattern[str] | None:
