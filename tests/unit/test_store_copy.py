@@ -84,7 +84,7 @@ def test_an_interrupted_copy_goes_on(store: Store, there: Store, monkeypatch: py
     shutil.rmtree(there.path)
     copy(store, there, first)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("store.copying.write_current", _interrupt)
+        interrupted.setattr("store.publication.write_current", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             copy(store, there)
     assert there.current() == first
@@ -105,7 +105,7 @@ def test_current_comes_last(store: Store, there: Store, monkeypatch: pytest.Monk
         seen.append([problem for _, problem in verify(there, name)])
         (path / CURRENT).write_text(f"{name}\n")
 
-    monkeypatch.setattr("store.copying.write_current", look)
+    monkeypatch.setattr("store.publication.write_current", look)
     copy(store, there)
     assert seen == [[None]]
 
