@@ -54,6 +54,14 @@ def test_a_named_generation_is_copied(store: Store, there: Store) -> None:
     assert rollback(there, second) == (first, second)
 
 
+def test_a_rollback_from_a_store_that_was_built_again(store: Store, there: Store) -> None:
+    """Where a copy brings a generation with a low number, going back goes to the one that was sealed last before it."""
+    before = store.current()
+    refresh(there, documents(5))
+    name, _ = copy(there, store)
+    assert rollback(store) == (name, before)
+
+
 def test_a_second_copy_moves_nothing(store: Store, there: Store) -> None:
     """What is there already and sound is not copied again."""
     copy(store, there)
