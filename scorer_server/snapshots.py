@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from scorer_server.metrics import Metrics, RefusalReason
 from scorer_server.settings import Settings
 from store.comparison import lost_share
 from store.errors import GenerationNotFoundError, StoreError
-from store.manifest import Manifest, generation_number
+from store.lineage import is_earlier, lineage, predecessors
+from store.manifest import Manifest
 from store.reader import Generation
 from store.store import Store
 from twinbert.errors import BundleError, DriftError, MismatchError, TwinbertError
@@ -68,8 +70,18 @@ class Refusal:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A generation that a thread opens, and the snapshot that it is to replace."""
+
+    name: str
+    served: Snapshot
+    work: asyncio.Future[Snapshot]
+
+
 class Snapshots:
-    """The current generation and those held beside it.
+    """The current generation and those held beside it. Where the one that CURRENT names does not verify when a server
+    starts, what a rollback would go back to is served meanwhile.
 
     Args:
         store: where generations come from.
@@ -81,8 +93,8 @@ class Snapshots:
         refusal: of the generation that CURRENT names, if it is refused.
 
     Raises:
-        StoreError: the current generation cannot be opened.
-        BundleError: its bundle cannot.
+        StoreError: CURRENT cannot be read, or neither its generation can be opened nor one before it.
+        BundleError: the bundle of the current generation cannot.
         MismatchError: it was encoded under another fingerprint than the bundle's.
     """
 
@@ -90,9 +102,14 @@ class Snapshots:
         self._store, self._bundles, self._settings, self._metrics = store, bundles, settings, metrics
         self._held: dict[str, Snapshot] = {}
         self.refusal: Refusal | None = None
-        self._opening: asyncio.Future[Snapshot] | None = None
+        self._opening: _Opening | None = None
         self._closing: set[asyncio.Future[None]] = set()
-        self._current = self._open(store.current())
+        name = store.current()
+        try:
+            self._current = self._open(name)
+        except (StoreError, OSError) as error:
+            self._current = self._open_before(name, error)
+            self._note_refusal(name, error)
         self._show()
 
     @property
@@ -138,44 +155,72 @@ class Snapshots:
     async def watch(self) -> None:
         """Follows CURRENT until cancelled; one that cannot be served changes only a metric and the log."""
         while True:
-            await asyncio.sleep(self._settings.poll_seconds)
+            if self._opening is None or self._opening.work.done():
+                await asyncio.sleep(self._settings.poll_seconds)
+            else:
+                await asyncio.wait((self._opening.work,), timeout=self._settings.poll_seconds)
             await self._look()
             self._let_go()
 
     async def close(self) -> None:
         """Closes all generations; no request may be running. One that is just being opened is given up."""
         self._store.give_up()
-        if self._opening is not None:  # it compares with the current generation
-            await asyncio.gather(self._opening, return_exceptions=True)
+        if self._opening is not None:
+            await asyncio.wait((self._opening.work,))
+            self._opened("")
         for snapshot in self.held:
-            snapshot.retired = True
-            self._close_unused(snapshot)
+            self._retire(snapshot)
         await asyncio.gather(*self._closing)
 
     async def _look(self) -> None:
         name = ""
         try:
             name = await asyncio.to_thread(self._store.current)
+            opened = self._opened(name)
             if name == self._current.generation.name:
                 self._refuse(None)
-            elif self.refusal and self.refusal.name == name and time.monotonic() < self.refusal.until:
-                return
+            elif opened is not None:
+                self._swap(opened)
             elif name in self._held:
                 self._swap(self._held.pop(name))
-            else:
-                served = self._current.generation
-                self._opening = asyncio.get_running_loop().run_in_executor(None, self._open, name, served)
-                self._swap(await asyncio.shield(self._opening))
+            elif self.refusal and self.refusal.name == name and time.monotonic() < self.refusal.until:
+                return
+            elif self._opening is None:
+                self._begin_to_open(name)
         except Exception as error:  # noqa: BLE001  the edge of a task: nothing may end it while the server serves
-            known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
-            reason: RefusalReason = next(known, "error")
-            if self.refusal is None or (self.refusal.name, self.refusal.reason) != (name, reason):
-                trace = None if _expected(error) else error
-                fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}
-                event("generation_refused", level=logging.ERROR, error=trace, reason=reason, **fields)
-            # What a generation lacks it will always lack.
-            until = math.inf if reason == "documents_lost" else time.monotonic() + _RETRY_SECONDS
-            self._refuse(Refusal(name, reason, str(error), until))
+            self._note_refusal(name, error)
+
+    def _begin_to_open(self, name: str) -> None:
+        """Has a thread open a generation. It may take minutes, in which CURRENT is followed elsewhere."""
+        served = self._current
+        work = asyncio.get_running_loop().run_in_executor(None, self._open, name, served.generation)
+        self.keep(served, work)  # which it compares with
+        self._opening = _Opening(name, served, work)
+
+    def _opened(self, name: str) -> Snapshot | None:
+        """The generation that was being opened, if it is ready and is the one asked for, or what is wrong with it. One
+        that CURRENT does not name any more, or that was compared with another than what is served now, is closed.
+        """
+        opening = self._opening
+        if opening is None or not opening.work.done():
+            return None
+        self._opening = None
+        if opening.name == name and opening.served is self._current:
+            return opening.work.result()
+        if opening.work.exception() is None:
+            self._retire(opening.work.result())
+        return None
+
+    def _note_refusal(self, name: str, error: Exception) -> None:
+        known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+        reason: RefusalReason = next(known, "error")
+        if self.refusal is None or (self.refusal.name, self.refusal.reason) != (name, reason):
+            trace = None if _expected(error) else error
+            fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}
+            event("generation_refused", level=logging.ERROR, error=trace, reason=reason, **fields)
+        # What a generation lacks it will always lack.
+        until = math.inf if reason == "documents_lost" else time.monotonic() + _RETRY_SECONDS
+        self._refuse(Refusal(name, reason, str(error), until))
 
     def _refuse(self, refusal: Refusal | None) -> None:
         self.refusal = refusal
@@ -198,14 +243,23 @@ class Snapshots:
             raise
         return Snapshot(generation, runtime)
 
+    def _open_before(self, name: str, error: Exception) -> Snapshot:
+        """Opens what may stand in for a generation, or raises what is wrong with that."""
+        for other in predecessors(self._store.path, name):
+            with contextlib.suppress(StoreError, TwinbertError, OSError):
+                if not self._store.is_known_damaged(other):
+                    return self._open(other)
+        raise error
+
     def _require_documents(self, served: Generation, generation: Generation) -> None:
         """Raises DriftError where too many documents are gone, unless an operator wanted it so: by going back to an
-        earlier generation, or by `--force` when it was published.
+        earlier generation, or by `--force` when it, or one between the two, was published.
         """
-        if generation_number(generation.name) < generation_number(served.name) or _forced(generation.manifest):
+        if is_earlier(generation.manifest, served.manifest):
             return
         lost, allowed = lost_share(served, generation), self._settings.max_lost_share
-        if lost > allowed:
+        since = takewhile(lambda one: is_earlier(served.manifest, one), lineage(self._store.path, generation.manifest))
+        if lost > allowed and not any(map(_forced, since)):
             raise DriftError(
                 f"generation {generation.name} lacks {lost:.1%} of the {served.manifest.documents:,} documents of "
                 f"{served.name}, which is being served; {allowed:.1%} may be missing: roll back, or if it is as it "
@@ -227,10 +281,12 @@ class Snapshots:
         horizon = time.monotonic() - self._settings.hold_seconds
         for snapshot in self.held[1 + self._settings.hold_generations :]:
             if (snapshot.superseded_at or 0) < horizon:
-                del self._held[snapshot.generation.name]
-                snapshot.retired = True
-                self._close_unused(snapshot)
+                self._retire(self._held.pop(snapshot.generation.name))
                 self._metrics.held.set(1 + len(self._held))
+
+    def _retire(self, snapshot: Snapshot) -> None:
+        snapshot.retired = True
+        self._close_unused(snapshot)
 
     def _close_unused(self, snapshot: Snapshot) -> None:
         if snapshot.retired and snapshot.users == 0:

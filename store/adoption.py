@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from store.files import locked, reporting_full_disk
-from store.manifest import Manifest, next_number, write_current, write_manifest
+from store.manifest import Manifest, next_number
+from store.publication import publish
 from store.store import Store
 from store.writer import remove_unpublished
 
@@ -30,6 +31,7 @@ def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest]
     Raises:
         NoGenerationError: there is nothing to adopt.
         CorruptError: the current generation cannot be read.
+        SupersededError: somebody rolled back meanwhile; CURRENT is unchanged.
         StoreFullError: no space left; CURRENT is unchanged.
         StoreLockedError: a refresh is running.
     """
@@ -47,7 +49,6 @@ def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest]
         )
         with contextlib.ExitStack() as undo, reporting_full_disk(store.path):
             undo.callback(remove_unpublished, store.path, adopted.name)
-            write_manifest(store.path, adopted)
-            write_current(store.path, adopted.name)
+            publish(store.path, adopted, began=current.name)
             undo.pop_all()
     return adopted

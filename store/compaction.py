@@ -41,7 +41,8 @@ from store.format import (
     U64,
 )
 from store.keys import Keys
-from store.manifest import Manifest, SegmentEntry, next_number, write_current, write_manifest
+from store.manifest import Manifest, SegmentEntry, next_number
+from store.publication import publish
 from store.segment import Columns, Ids, Segment, write_segment
 from store.stack import Stack
 from store.store import Store
@@ -248,7 +249,6 @@ def _publish(
         undo.callback(remove_unpublished, store.path, after.name, entry.id)
         (draft / "segment").rename(final)
         sync_directory(final.parent)
-        write_manifest(store.path, after)
-        write_current(store.path, after.name)
+        publish(store.path, after, began=manifest.name)
         undo.pop_all()
     return manifest.name, after.name

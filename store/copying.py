@@ -9,7 +9,8 @@ from pathlib import Path
 from store.errors import CorruptError
 from store.files import FileEntry, locked, reporting_full_disk, sync_directory, sync_file
 from store.format import DATA, SEGMENTS
-from store.manifest import SegmentEntry, write_current, write_manifest
+from store.manifest import SegmentEntry
+from store.publication import publish, readable_current
 from store.store import Store
 from store.verification import noticing_collection, problem_of
 
@@ -32,20 +33,21 @@ def copy(source: Store, destination: Store, name: str | None = None) -> tuple[st
         GenerationNotFoundError: the source does not have it, or it is collected meanwhile.
         StoreFullError: no space left.
         StoreLockedError: somebody else changes the destination.
+        SupersededError: somebody rolled the destination back meanwhile; its CURRENT is unchanged, the segments stay.
     """
     name = name or source.current()
     manifest = source.manifest(name)
     destination.create()
     copied = 0
     with locked(destination.path, f"a copy of {name}"):
+        began = readable_current(destination.path)
         for entry in manifest.segments:
             with noticing_collection(source, name):
                 copied += _copy_segment(
                     source.path / SEGMENTS / entry.id, destination.path / SEGMENTS / entry.id, entry
                 )
         with reporting_full_disk(destination.path):
-            write_manifest(destination.path, manifest)
-            write_current(destination.path, name)
+            publish(destination.path, manifest, began=began)
     return name, copied
 
 

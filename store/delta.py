@@ -21,6 +21,7 @@ from store.encoding import Codec
 from store.errors import EmptyGenerationError, RowsMismatchError
 from store.format import DIGEST, TOMBSTONE
 from store.manifest import Manifest, read_current, read_manifest
+from store.publication import require_unchanged
 from store.reader import Generation, SegmentPool
 from store.writer import Writer, rows_depend_on
 
@@ -51,7 +52,8 @@ class DeltaWriter(Writer):
             RowsMismatchError: its rows are of another kind.
             CorruptError: it is damaged.
         """
-        manifest = read_manifest(self._store, read_current(self._store))
+        self._began = read_current(self._store)
+        manifest = read_manifest(self._store, self._began)
         self._require_id_type(manifest)
         if rows_depend_on(manifest) != rows_depend_on(self._template):
             raise RowsMismatchError(
@@ -85,6 +87,7 @@ class DeltaWriter(Writer):
 
         Raises:
             EmptyGenerationError: no document would be left.
+            SupersededError: somebody rolled back meanwhile.
             StoreFullError: no space left.
         """
         self._finish_adding()
@@ -108,6 +111,7 @@ class DeltaWriter(Writer):
         """As `Writer.publish`; where nothing changes, the current generation stays, and its name is returned."""
         if not self._changes_nothing:
             return super().publish(quality)
+        require_unchanged(self._store, self._began)
         self._building.remove()
         return self._current.name
 

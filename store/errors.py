@@ -7,7 +7,7 @@ StoreError
 ├── CorruptError             bytes are not those that were written
 ├── FormatError              written by a newer version
 ├── StoreLockedError         another process changes the store
-├── SupersededError          a compaction of what is not current any more
+├── SupersededError          another generation became current than the one that was worked on
 ├── GivenUpError             a verification that was broken off, since the process ends
 ├── StoreFullError           no space left
 ├── IdTypeError              ids of the wrong type for this store
@@ -56,13 +56,13 @@ class FormatError(StoreError):
 
 
 class StoreLockedError(StoreError):
-    """Another process refreshes, rolls back or collects; the message says who."""
+    """Another process changes the store; the message says who."""
 
     reason = "STORE_LOCKED"
 
 
 class SupersededError(StoreError):
-    """While segments were merged, a generation without them became current; nothing was changed."""
+    """While a generation was made another became current than the one that it follows; nothing was changed."""
 
     reason = "STORE_SUPERSEDED"
 

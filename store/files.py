@@ -188,7 +188,7 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False, b
     Args:
         store: the store's folder.
         purpose: what for, in words for those who are refused.
-        file: which lock: LOCK for all that changes what is served, or COMPACTION.
+        file: which lock: LOCK for what writes generations, COMPACTION, or SWITCH for what replaces CURRENT.
         wait: for whoever holds it, without end.
         brief: this takes moments, so others wait and are not refused at once.
 

@@ -2,6 +2,7 @@ r"""Every name, key and byte layout of a store on disk, in one place. All number
 
     S/LOCK                             flock held by whoever changes the store; its text says who
     S/COMPACTION                       flock held by a compaction, besides; the same
+    S/SWITCH                           flock held for the moment in which CURRENT is replaced; the same
     S/CURRENT                          "000012-9f3c01ab\n"
     S/generations/000012-9f3c01ab.json manifest; the hex digits are the first 8 of its sha256
     S/generations/000012-9f3c01ab.pin  empty: no collection removes this generation
@@ -22,6 +23,7 @@ FORMAT = 1
 
 LOCK = "LOCK"
 COMPACTION = "COMPACTION"
+SWITCH = "SWITCH"
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
 SEGMENTS = "segments"

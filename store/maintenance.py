@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreLockedError
 from store.files import locked, reporting_full_disk, sync_directory
 from store.format import BUILDING, COMPACTION, COMPACTION_DRAFT, GENERATIONS, PIN, SEGMENTS
-from store.manifest import Manifest, generation_number, write_current
+from store.lineage import predecessors
+from store.manifest import Manifest, write_current
+from store.publication import readable_current, switching
 from store.store import Store
 from store.verification import problem_of, verify_generation
 
@@ -45,10 +47,7 @@ class Collected:
 
 def list_generations(store: Store) -> list[Listed]:
     """Every generation, oldest first; one that cannot be read is listed with its problem."""
-    try:
-        current: str | None = store.current()
-    except (NoGenerationError, CorruptError):
-        current = None
+    current = readable_current(store.path)
     listed, pinned = [], _pinned(store)
     for name in store.generations():
         manifest, problem = None, None
@@ -73,50 +72,50 @@ def list_generations(store: Store) -> list[Listed]:
 
 
 def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
-    """Makes an earlier generation the current one, after verifying it.
+    """Makes an earlier generation the current one, after verifying it. It waits for nobody: a refresh that is running
+    publishes nothing then.
 
     Args:
         store: the store.
-        to: its name; None: the parent of the current one, or if that does not verify, the newest before the current one
-            that does. If the current one is damaged or missing, the newest that verifies.
+        to: its name; None: the parent of the current one, or if that does not verify, the one that was sealed last
+            before the current one and does. If the current one is damaged or missing, the newest that verifies.
 
     Returns:
         The names of the generation before, or what was wrong with CURRENT, and of the one now.
 
     Raises:
-        GenerationNotFoundError: there is no such generation.
+        GenerationNotFoundError: there is no such generation, or it is collected meanwhile.
         CorruptError: it does not verify; CURRENT is unchanged.
         StoreFullError: no space left; CURRENT is unchanged.
-        StoreLockedError: a refresh is running.
+        StoreLockedError: somebody replaces CURRENT, and for longer than moments.
     """
-    with locked(store.path, "a rollback", brief=True):
-        try:
-            before = store.current()
-        except (CorruptError, NoGenerationError):
-            before = "damaged or missing"
-        sound: set[object] = set()
-        target = to or _rollback_target(store, sound)
+    sound: set[object] = set()
+    while True:
+        seen = readable_current(store.path)
+        target = to or _rollback_target(store, seen, sound)
         verify_generation(store, target, sound)
-        with reporting_full_disk(store.path):
-            write_current(store.path, target)
-    return before, target
+        with switching(store.path, "a rollback"):
+            before = readable_current(store.path)
+            if to is None and before != seen:
+                continue  # it goes back from what was published meanwhile
+            store.manifest(target)
+            with reporting_full_disk(store.path):
+                write_current(store.path, target)
+        return before or "damaged or missing", target
 
 
-def _rollback_target(store: Store, sound: set[object]) -> str:
-    candidates = store.generations()[::-1]
-    try:
-        current = store.current()
-        parent = store.manifest(current).parent
-    except (CorruptError, GenerationNotFoundError, NoGenerationError):
-        pass
-    else:
-        candidates = [name for name in candidates if generation_number(name) < generation_number(current)]
-        candidates.sort(key=lambda name: name != parent)  # the parent first, then the newest
-        if not candidates:
-            raise GenerationNotFoundError(f"{store.path} has no generation before {current}; name the one to go to")
+def _rollback_target(store: Store, current: str | None, sound: set[object]) -> str:
+    candidates: Iterable[str] = store.generations()[::-1]
+    with contextlib.suppress(CorruptError, GenerationNotFoundError):
+        if current is not None:
+            store.manifest(current)
+            candidates = predecessors(store.path, current)
+    name = None
     for name in candidates:
         if problem_of(partial(verify_generation, store, name, sound)) is None:
             return name
+    if name is None and current is not None:
+        raise GenerationNotFoundError(f"{store.path} has no generation before {current}; name the one to go to")
     raise CorruptError(f"{store.path} has no generation to go back to that verifies; refresh the store")
 
 
@@ -126,10 +125,10 @@ def pin(store: Store, name: str) -> None:
     Raises:
         GenerationNotFoundError: there is no such generation.
         CorruptError: its manifest is damaged.
-        StoreLockedError: a refresh is running.
+        StoreLockedError: somebody replaces CURRENT or collects, and for longer than moments.
         StoreFullError: no space left.
     """
-    with locked(store.path, f"pinning {name}", brief=True):
+    with switching(store.path, f"pinning {name}"):
         store.manifest(name)
         with reporting_full_disk(store.path):
             (store.path / GENERATIONS / f"{name}{PIN}").touch()
@@ -141,9 +140,9 @@ def unpin(store: Store, name: str) -> None:
 
     Raises:
         GenerationNotFoundError: it is not pinned.
-        StoreLockedError: a refresh is running.
+        StoreLockedError: as for `pin`.
     """
-    with locked(store.path, f"unpinning {name}", brief=True):
+    with switching(store.path, f"unpinning {name}"):
         pinned = _pinned(store)
         if name not in pinned:
             raise GenerationNotFoundError(
@@ -161,7 +160,7 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
     """Removes what no kept generation needs: older generations, segments that nobody names, abandoned builds.
 
     The newest `keep` generations stay, those that are pinned, and the current one with its parent, so that a rollback
-    is always possible.
+    is always possible. Where there is no CURRENT, as until the first refresh has ended, all generations stay.
     Servers that have a removed segment open go on reading it: the space becomes free when they let go.
 
     Args:
@@ -174,34 +173,33 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
         StoreLockedError: a refresh is running.
     """
     with locked(store.path, "a collection", brief=True), _abandoned_compaction(store) as drafts:
-        names = store.generations()
-        current = store.current()
-        kept = {current, *names[-max(1, keep) :], *_pinned(store).intersection(names)}
-        if (parent := _manifest_that_stays(store, current, current).parent) in names:
-            kept.add(str(parent))
-        needed = {segment.id for name in kept for segment in _manifest_that_stays(store, name, current).segments}
-        manifests = [store.path / GENERATIONS / f"{name}.json" for name in names if name not in kept]
-        segments = [path for path in sorted((store.path / SEGMENTS).iterdir()) if path.name not in needed]
-        horizon = time.time() - BUILD_DAYS * 86400
-        builds = [path for path in sorted((store.path / BUILDING).iterdir()) if path.name != COMPACTION_DRAFT]
-        builds = [*drafts, *(path for path in builds if _touched(path) < horizon)]
-        temporary = [*store.path.glob(".*.tmp"), *(store.path / GENERATIONS).glob(".*.tmp")]
-        collected = Collected(
-            generations=tuple(path.stem for path in manifests),
-            segments=tuple(path.name for path in segments),
-            builds=tuple(path.name for path in builds),
-            size=sum(_size(path) for path in (*manifests, *segments, *builds, *temporary)),
-        )
-        if not dry_run:
+        with switching(store.path, "a collection"):  # no rollback goes to what is removed
+            names = store.generations()
+            stay = _manifests_that_stay(store, names, keep)
+            needed = {segment.id for manifest in stay.values() for segment in manifest.segments}
+            manifests = [store.path / GENERATIONS / f"{name}.json" for name in names if name not in stay]
+            segments = [path for path in sorted((store.path / SEGMENTS).iterdir()) if path.name not in needed]
+            horizon = time.time() - BUILD_DAYS * 86400
+            builds = [path for path in sorted((store.path / BUILDING).iterdir()) if path.name != COMPACTION_DRAFT]
+            builds = [*drafts, *(path for path in builds if _touched(path) < horizon)]
+            temporary = [*store.path.glob(".*.tmp"), *(store.path / GENERATIONS).glob(".*.tmp")]
+            collected = Collected(
+                generations=tuple(path.stem for path in manifests),
+                segments=tuple(path.name for path in segments),
+                builds=tuple(path.name for path in builds),
+                size=sum(_size(path) for path in (*manifests, *segments, *builds, *temporary)),
+            )
+            if dry_run:
+                return collected
             # Manifests first: a crash in between leaves segments that nobody names, for the next collection.
             for path in (*manifests, *temporary):
                 path.unlink()
             sync_directory(store.path / GENERATIONS)
-            for path in (*segments, *builds):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        for path in (*segments, *builds):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     return collected
 
 
@@ -218,7 +216,19 @@ def _abandoned_compaction(store: Store) -> Iterator[list[Path]]:
         yield drafts
 
 
-def _manifest_that_stays(store: Store, name: str, current: str) -> Manifest:
+def _manifests_that_stay(store: Store, names: list[str], keep: int) -> dict[str, Manifest]:
+    """Of the generations that a collection keeps, by name."""
+    try:
+        current = store.current()
+    except NoGenerationError:  # which of them was served cannot be told
+        return {name: _manifest_that_stays(store, name) for name in names}
+    kept = {current, *names[-max(1, keep) :], *_pinned(store).intersection(names)}
+    if (parent := _manifest_that_stays(store, current, current).parent) in names:
+        kept.add(str(parent))
+    return {name: _manifest_that_stays(store, name, current) for name in kept}
+
+
+def _manifest_that_stays(store: Store, name: str, current: str | None = None) -> Manifest:
     try:
         return store.manifest(name)
     except (CorruptError, GenerationNotFoundError) as error:

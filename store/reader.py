@@ -45,11 +45,13 @@ class SegmentPool:
 
     Attributes:
         given_up: once set, no segment is verified any more.
+        damaged: segments that did not verify when they were last looked at.
     """
 
     def __init__(self, store: Path) -> None:
         self._folder = store / SEGMENTS
         self.given_up = threading.Event()
+        self.damaged: set[SegmentEntry] = set()
         self._lock = threading.Lock()
         self._open: dict[str, tuple[Segment, object, int]] = {}  # with what it was opened as, and its users
         self._verified: dict[SegmentEntry, tuple[int, int, int] | None] = {}
@@ -80,7 +82,12 @@ class SegmentPool:
     def _verify(self, entry: SegmentEntry, path: Path) -> None:
         identity = _identity(path)
         if identity is None or self._verified.pop(entry, None) != identity:
-            entry.file.check(path, given_up=self.given_up)
+            try:
+                entry.file.check(path, given_up=self.given_up)
+            except CorruptError:
+                self.damaged.add(entry)
+                raise
+            self.damaged.discard(entry)
         self._verified[entry] = identity  # the latest last
         if len(self._verified) > _REMEMBERED:
             del self._verified[next(iter(self._verified))]

@@ -87,6 +87,14 @@ class Store:
         """
         return Generation(self.manifest(name), self._pool)
 
+    def is_known_damaged(self, name: str) -> bool:
+        """Whether a segment of a generation did not verify when this process last looked.
+
+        Raises:
+            StoreError: as from `manifest`.
+        """
+        return not self._pool.damaged.isdisjoint(self.manifest(name).segments)
+
     @contextlib.contextmanager
     def stack(self, manifest: Manifest, entries: Sequence[SegmentEntry]) -> Iterator[Stack]:
         """Some neighbouring segments of a generation, newest first, checked and open.

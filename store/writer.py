@@ -34,15 +34,8 @@ from store.encoding import Codec, Floats, Rows
 from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError
 from store.files import FileEntry, locked, reporting_full_disk, sync_directory
 from store.format import DATA, DIGEST, GENERATIONS, SEGMENTS
-from store.manifest import (
-    Manifest,
-    SegmentEntry,
-    next_number,
-    read_current,
-    read_manifest,
-    write_current,
-    write_manifest,
-)
+from store.manifest import Manifest, SegmentEntry, next_number, read_current, read_manifest
+from store.publication import publish, require_unchanged
 from store.reader import Generation, SegmentPool
 from store.segment import Columns, write_segment
 
@@ -74,6 +67,7 @@ class Writer:
     def __init__(self, store: Path, pool: SegmentPool, template: Manifest, codec: Codec) -> None:
         self._store, self._pool, self._template, self._codec = store, pool, template, codec
         self._exit = contextlib.ExitStack()
+        self._began: str | None = None  # what CURRENT named, if anything that could be read
         self._current: Generation | None = None  # whose rows can be reused
         self._reusable: list[StoredDigests] = []  # of each of its segments
         self.damage: CorruptError | None = None
@@ -99,7 +93,8 @@ class Writer:
     def _follow_current(self, stack: contextlib.ExitStack) -> None:
         """Takes from the current generation what it has that is sound: of a damaged segment no rows are reused."""
         try:
-            manifest = read_manifest(self._store, read_current(self._store))
+            self._began = read_current(self._store)
+            manifest = read_manifest(self._store, self._began)
         except NoGenerationError:
             return
         except (CorruptError, GenerationNotFoundError) as error:
@@ -175,6 +170,7 @@ class Writer:
     def _finish_adding(self) -> None:
         self._building.finish()
         self._reusable.clear()
+        require_unchanged(self._store, self._began)  # before gigabytes are sealed in vain
 
     @contextlib.contextmanager
     def seal(self) -> Iterator[Generation]:
@@ -182,6 +178,7 @@ class Writer:
 
         Raises:
             EmptyGenerationError: no documents were added.
+            SupersededError: somebody rolled back meanwhile.
             StoreFullError: no space left.
         """
         self._finish_adding()
@@ -221,14 +218,14 @@ class Writer:
             quality: what was measured on the sealed generation, for the manifest.
 
         Raises:
+            SupersededError: somebody rolled back meanwhile; nothing was published, the next run reuses the build.
             StoreFullError: no space left; nothing was published.
         """
         if not self._template.segments:
             raise ValueError("there is no segment to publish: seal first")
         self._template = dataclasses.replace(self._template, quality=quality)
         with reporting_full_disk(self._store):
-            write_manifest(self._store, self._template)
-            write_current(self._store, self._template.name)
+            publish(self._store, self._template, began=self._began)
         self._building.remove()
         return self._template.name
 

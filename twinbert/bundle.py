@@ -240,12 +240,18 @@ def _models(folder: Path) -> dict[str, Path]:
         raise BundleError(f"{folder}: cannot be read: {error.strerror}; name a folder of bundles") from error
     found = {}
     for path in paths:
-        with contextlib.suppress(OSError):  # a file, a folder of something else, or one that others may read
-            found[hashlib.sha256((path / BUNDLE_JSON).read_bytes()).hexdigest()] = path
+        with contextlib.suppress(BundleError):  # a file, a folder of something else, or one that others may read
+            found[hashlib.sha256(_content(path)).hexdigest()] = path
     return found
 
 
 def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
+    content = _content(directory)
+    return content, parse_json(directory / BUNDLE_JSON, content, dict, remedy=_REMEDY)
+
+
+def _content(directory: Path) -> bytes:
+    """The bytes of bundle.json: what a link points at may have no end."""
     path = directory / BUNDLE_JSON
     try:
         with path.open("rb") as file:
@@ -257,7 +263,7 @@ def _read(directory: Path) -> tuple[bytes, dict[str, Any]]:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > _MOST_BYTES:
         raise BundleError(f"{path}: has over {_MOST_BYTES:,} bytes, so it is no bundle.json; {_REMEDY}")
-    return content, parse_json(path, content, dict, remedy=_REMEDY)
+    return content
 
 
 def _parse(directory: Path, model: str, configuration: dict[str, Any]) -> Bundle:

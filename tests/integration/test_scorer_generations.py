@@ -103,6 +103,26 @@ def test_a_generation_that_cannot_be_served_is_refused(
         assert not stub.Describe(pb.DescribeRequest()).HasField("refused")
 
 
+def test_a_start_beside_damage(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A server that starts on a current generation that is damaged serves the one before, and says so from the first
+    moment in log, metric and Describe, until somebody rolls back.
+    """
+    store = tmp_path / "store"
+    first = refresh(tiny_bundle, store, write_documents(tmp_path / "a.jsonl", {"a": "red shoe"}))
+    published_by(tiny_bundle, store, tmp_path, "segment flipped")
+    with running("serve", tiny_bundle, store) as server, grpc.insecure_channel(server.address) as channel:
+        stub = scorer_pb2_grpc.ScorerServiceStub(channel)
+        (event,) = (event for event in server.log if event["event"] == "generation_refused")
+        assert (event["serving"], event["reason"]) == (first, "unverified")
+        series = 'twinbert_generation_refused{reason="unverified"}'
+        assert server.metrics()[series] == 1
+        assert stub.Score(one_task("shoe", "a")).generation == first
+        assert stub.Describe(pb.DescribeRequest()).refused.name == event["refused"]
+        assert twinbert("store", "rollback", "--store", str(store)).returncode == 0
+        while server.metrics()[series]:
+            pass
+
+
 def published_by(bundle: Path, store: Path, folder: Path, damage: str) -> None:
     """Publishes a generation that is damaged before the server can see it."""
     aside = folder / "aside"

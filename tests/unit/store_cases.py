@@ -20,7 +20,7 @@ from store.changes import Clash
 from store.delta import DeltaWriter
 from store.documents import Batch
 from store.encoding import Floats
-from store.format import BUILDING, COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, U64, generation_name
+from store.format import BUILDING, COMPACTION, CURRENT, GENERATIONS, LOCK, SEGMENTS, SWITCH, U64, generation_name
 from store.reader import Generation
 from store.store import Store
 from store.verification import verify
@@ -284,7 +284,7 @@ def builds(store: Store) -> list[Path]:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a store but its locks, by relative path."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, COMPACTION))
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, COMPACTION, SWITCH))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -61,6 +61,15 @@ def test_input_without_documents_is_refused(tmp_path: Path, name: str, content: 
         read_bytes(tmp_path, content, name)
 
 
+def test_parquet_whose_columns_have_no_names_in_utf8_is_refused(tmp_path: Path) -> None:
+    """In one line, though the library stumbles over them with an error of its own kind."""
+    path = tmp_path / "docs.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text_": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"text_", b"text\xff"))
+    with pytest.raises(UsageError, match="no Parquet file, or a damaged one"):
+        DocumentSource(path=path)
+
+
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
     """So is a Parquet file without rows, whose columns may have no type."""
     with pytest.raises(UsageError, match="there is no document in it"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,31 @@ def test_a_bundle_that_lies_is_refused(bundle: Path, lie: str) -> None:
         Runtime(Bundle.open(bundle), towers=TOWERS)
 
 
+def test_a_graph_with_another_shape_than_it_needs_is_refused(bundle: Path) -> None:
+    """Also where its output has no dimension at all."""
+    model = onnx.load(str(bundle / "query.onnx"))
+    (output,) = [one for one in model.graph.output if one.name == "embeddings"]
+    squeezed = "before"
+    for node in model.graph.node:
+        node.output[:] = [squeezed if name == "embeddings" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", [squeezed], ["embeddings"], keepdims=0))
+    del output.type.tensor_type.shape.dim[:]
+    (bundle / "query.onnx").write_bytes(model.SerializeToString())
+    forge(bundle)
+    with pytest.raises(BundleError, match=r"query\.onnx: "):
+        Runtime(Bundle.open(bundle), towers=TOWERS)
+
+
+def test_a_graph_with_names_that_are_no_text_is_refused(bundle: Path) -> None:
+    """ONNX Runtime quotes them in its message, which Python then cannot read."""
+    model = onnx.load(str(bundle / "query.onnx"))
+    model.graph.node[0].input[0] = "absent_"
+    (bundle / "query.onnx").write_bytes(model.SerializeToString().replace(b"absent_", b"absent\xff"))
+    forge(bundle)
+    with pytest.raises(BundleError, match=r"query\.onnx: "):
+        Runtime(Bundle.open(bundle), towers=TOWERS)
+
+
 def endless(path: Path) -> None:
     """Puts a link to a device in place of a file."""
     path.unlink()
@@ -128,6 +154,22 @@ def test_a_file_without_end_is_not_read_to_its_end(bundle: Path, tmp_path: Path)
     endless(store.path / "CURRENT")
     with pytest.raises(CorruptError, match="has over"):
         store.current()
+
+
+def test_a_file_without_end_hides_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    """In a folder of bundles one whose bundle.json is a link to a device is passed over, after no more than that."""
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero" / BUNDLE_JSON).touch()
+    endless(tmp_path / "zero" / BUNDLE_JSON)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (256 << 20), hard))  # else the test would take all memory to fail
+    try:
+        assert Bundle.of_model(tmp_path, Bundle.open(bundle).model).path == bundle
+        with pytest.raises(BundleError, match=r"no bundle here is model 0; there is bundle \(\w+\): copy it here"):
+            Bundle.of_model(tmp_path, "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "000001-00000000/../x", "", "000001-0000000g", "/etc/passwd"])

@@ -14,7 +14,8 @@ from refresh_cases import WINDOW, WORDS, assert_stored, corpus, count, refreshed
 
 from encoder_server.documents import Document, Rejection
 from encoder_server.refresh import Refresh
-from store.errors import EmptyGenerationError, IdTypeError, StoreLockedError
+from store.errors import EmptyGenerationError, IdTypeError, StoreLockedError, SupersededError
+from store.maintenance import rollback
 from store.store import Store
 from twinbert.bundle import Bundle
 from twinbert.errors import MismatchError
@@ -244,6 +245,22 @@ def test_two_refreshes_exclude_each_other(store: Store, runtime: Runtime) -> Non
             pass
     refreshed(store, runtime, corpus(4))
     assert count(store) == 4
+
+
+def test_a_rollback_ends_a_refresh(store: Store, runtime: Runtime) -> None:
+    """A refresh during which somebody rolls back publishes nothing; the next one encodes nothing again."""
+    first, _ = refreshed(store, runtime, corpus(3))
+    second, _ = refreshed(store, runtime, corpus(4))
+
+    def rolling_back() -> Iterator[Document]:
+        yield from corpus(9)
+        rollback(store)
+
+    with pytest.raises(SupersededError, match=f"{first} became current in place of {second}"):
+        refreshed(store, runtime, rolling_back())
+    assert (store.current(), count(store)) == (first, 3)
+    _, progress = refreshed(store, runtime, corpus(9))
+    assert (progress.encoded, progress.reused, count(store)) == (0, 9, 9)
 
 
 def test_a_damaged_generation_is_mended(store: Store, runtime: Runtime) -> None:

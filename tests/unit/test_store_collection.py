@@ -172,6 +172,39 @@ def test_gc_stops_before_what_it_cannot_read(store: Store) -> None:
     assert problems(store) == {}
 
 
+def test_gc_before_the_first_generation(tmp_path: Path) -> None:
+    """What a first refresh left that was killed as it sealed goes, and its rows stay for the next one, for a week."""
+    store = Store(tmp_path / "store")
+    store.create()
+    assert gc(store, keep=1).size == 0
+    interrupt(store, documents(9))
+    (build,) = (store.path / BUILDING).iterdir()
+    (store.path / SEGMENTS / ("0" * 32)).mkdir()
+    (store.path / SEGMENTS / ("0" * 32) / "data.mdb").write_bytes(bytes(1000))
+    (store.path / ".CURRENT.5.tmp").write_bytes(bytes(100))
+    gone = gc(store, keep=1)
+    assert (gone.generations, gone.segments, gone.builds, gone.size) == ((), ("0" * 32,), (), 1100)
+    for path in (*build.iterdir(), build):
+        os.utime(path, (0, 0))
+    assert gc(store, keep=1).builds == (build.name,)
+    interrupt(store, documents(9))
+    gc(store, keep=1)
+    assert refresh(store, documents(9)).encoded == []
+
+
+def test_gc_without_current(store: Store) -> None:
+    """Where CURRENT is missing, which generation was served cannot be told: all stay, and what nobody names goes."""
+    names = store.generations()
+    (store.path / CURRENT).unlink()
+    (store.path / SEGMENTS / ("0" * 32)).mkdir()
+    gone = gc(store, keep=1)
+    assert (gone.generations, gone.segments) == ((), ("0" * 32,))
+    manifest_path(store, names[0]).write_bytes(b"")
+    with pytest.raises(CorruptError, match="remove that file"):
+        gc(store, keep=1)
+    assert store.generations() == names
+
+
 def test_gc_of_a_current_generation_that_is_missing(store: Store) -> None:
     """While CURRENT names what is not there, nothing is removed, and the message says to roll back."""
     manifest_path(store, store.current()).unlink()

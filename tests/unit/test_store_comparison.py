@@ -134,7 +134,7 @@ def test_adopting_what_must_not_be_changes_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("store.adoption.write_current", full)
+    monkeypatch.setattr("store.publication.write_current", full)
     with pytest.raises(StoreFullError, match="no space left in"):
         adopt(store, model="ab" * 32, software="tests 2", judge=lambda _: {})
     assert tree(store.path) == before

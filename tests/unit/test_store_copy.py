@@ -54,6 +54,14 @@ def test_a_named_generation_is_copied(store: Store, there: Store) -> None:
     assert rollback(there, second) == (first, second)
 
 
+def test_a_rollback_from_a_store_that_was_built_again(store: Store, there: Store) -> None:
+    """Where a copy brings a generation with a low number, going back goes to the one that was sealed last before it."""
+    before = store.current()
+    refresh(there, documents(5))
+    name, _ = copy(there, store)
+    assert rollback(store) == (name, before)
+
+
 def test_a_second_copy_moves_nothing(store: Store, there: Store) -> None:
     """What is there already and sound is not copied again."""
     copy(store, there)
@@ -84,7 +92,7 @@ def test_an_interrupted_copy_goes_on(store: Store, there: Store, monkeypatch: py
     shutil.rmtree(there.path)
     copy(store, there, first)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("store.copying.write_current", _interrupt)
+        interrupted.setattr("store.publication.write_current", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             copy(store, there)
     assert there.current() == first
@@ -105,7 +113,7 @@ def test_current_comes_last(store: Store, there: Store, monkeypatch: pytest.Monk
         seen.append([problem for _, problem in verify(there, name)])
         (path / CURRENT).write_text(f"{name}\n")
 
-    monkeypatch.setattr("store.copying.write_current", look)
+    monkeypatch.setattr("store.publication.write_current", look)
     copy(store, there)
     assert seen == [[None]]
 

@@ -137,7 +137,7 @@ def test_the_reader_refuses_what_it_must(store: Store) -> None:
 def test_every_name_is_in_the_document() -> None:
     """Each database, key, file, encoding, id type and manifest field that the code has stands in the document."""
     names = {value.decode() for value in vars(fmt).values() if isinstance(value, bytes)}
-    names |= {fmt.LOCK, fmt.COMPACTION, fmt.CURRENT, fmt.GENERATIONS, fmt.SEGMENTS, fmt.BUILDING, fmt.DATA}
+    names |= {fmt.LOCK, fmt.COMPACTION, fmt.SWITCH, fmt.CURRENT, fmt.GENERATIONS, fmt.SEGMENTS, fmt.BUILDING, fmt.DATA}
     names |= {fmt.COMPACTION_DRAFT, "brief"}
     names |= {*fmt.ID_TYPES, *encodings.ENCODINGS, fmt.part_key(0).decode(), fmt.part_key(1).decode()}
     for described in (Manifest, SegmentEntry, FileEntry):

@@ -24,7 +24,6 @@ from store.errors import (
     CorruptError,
     FormatError,
     GenerationNotFoundError,
-    NoGenerationError,
     StoreError,
     StoreNotFoundError,
 )
@@ -268,6 +267,3 @@ def test_maintenance_of_no_store(tmp_path: Path) -> None:
         with pytest.raises(StoreError):
             change(store)
     assert not store.path.exists()
-    store.create()
-    with pytest.raises(NoGenerationError):
-        gc(store, keep=1)
