@@ -264,11 +264,15 @@ def test_no_store(command: str, options: list[str], tmp_path: Path, capsys: pyte
 
 
 def test_a_running_refresh(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """While a refresh runs, what changes the store is refused with its holder, and what reads it is not."""
+    """While a refresh runs, what writes to the store is refused with its holder; what reads it, pins and rolls back is
+    not.
+    """
     with writer(store):
         name = store.current()
-        for command, *options in (["rollback"], ["pin", name], ["gc"], ["gc", "--dry-run"], ["compact"]):
+        for command, *options in (["gc"], ["gc", "--dry-run"], ["compact"]):
             assert f"process {os.getpid()} " in refused(capsys, command, "--store", store.path, *options)
+        run(capsys, "pin", "--store", store.path, name)
+        run(capsys, "rollback", "--store", store.path)
         for command in ("list", "verify"):
             assert in_process(store, command).returncode == 0
         assert in_process(store, "copy", str(tmp_path / "there")).returncode == 0

@@ -72,7 +72,8 @@ def rollback(
 ) -> None:
     """Make an earlier generation the current one; running servers follow within a second.
 
-    Where the parent of the current one does not verify, it is the newest before it that does.
+    Where the parent of the current one does not verify, it is the newest before it that does. A refresh that is running
+    publishes nothing then.
     """
     from store.maintenance import rollback as run
     from store.store import Store
