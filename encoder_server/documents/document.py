@@ -134,7 +134,7 @@ def document_key(row: Row, columns: Columns, id_type: str | None) -> str | int:
     """The row's id, which must be of type `id_type` unless that is None."""
     key = row.key
     if key is None:
-        raise InvalidValueError(f'no id: "{columns.id}" is missing or null')
+        raise InvalidValueError(f'no id, "{columns.id}" is missing or null')
     if not isinstance(key, str | int) or isinstance(key, bool):
         raise InvalidValueError(f"the id is neither a string nor an integer: {reprlib.repr(key)}")
     if id_type not in (None, ID_TYPES[type(key)]):
@@ -158,7 +158,7 @@ def document_text(row: Row, columns: Columns) -> str:
         elif text is not None:
             raise InvalidValueError(f'the text "{column}" is not a string: {reprlib.repr(text)}')
     if not texts:
-        raise InvalidValueError(f"no text: {_listed(columns.text)} missing or null")
+        raise InvalidValueError(f"no text, {_listed(columns.text)} missing or null")
     joined = "\n".join(text for text in texts if not is_blank(text))
     if not joined:
         raise InvalidValueError("the text is blank")
@@ -193,7 +193,7 @@ def is_deletion(row: Row, *, delta: bool) -> bool:
     if row.deleted is not None and not isinstance(row.deleted, bool):
         raise InvalidValueError(f'"deleted" is neither true nor false: {reprlib.repr(row.deleted)}')
     if row.deleted and not delta:
-        raise InvalidValueError('"deleted" is true: a deletion needs a delta refresh, a full one just leaves it out')
+        raise InvalidValueError('"deleted" is true, and a deletion needs a delta refresh; a full one just leaves it out')
     return bool(row.deleted)
 
 

@@ -139,7 +139,7 @@ def test_parquet_kinds_of_string(tmp_path: Path, kind: pa.DataType) -> None:
     items = read_table(tmp_path, columns)
     assert items[:9000] == [Document(f"d{i}", f"text {i}", None) for i in range(9_000)]
     assert the_rejection(items) == Rejection(
-        f"{tmp_path / 'docs.parquet'}:9001", 9_000, "d9000", 'no text: "text" is missing or null'
+        f"{tmp_path / 'docs.parquet'}:9001", 9_000, "d9000", 'no text, "text" is missing or null'
     )
 
 
