@@ -193,7 +193,9 @@ def is_deletion(row: Row, *, delta: bool) -> bool:
     if row.deleted is not None and not isinstance(row.deleted, bool):
         raise InvalidValueError(f'"deleted" is neither true nor false: {reprlib.repr(row.deleted)}')
     if row.deleted and not delta:
-        raise InvalidValueError('"deleted" is true, and a deletion needs a delta refresh; a full one just leaves it out')
+        raise InvalidValueError(
+            '"deleted" is true, and a deletion needs a delta refresh; a full one just leaves it out'
+        )
     return bool(row.deleted)
 
 
