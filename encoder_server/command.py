@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from twinbert.runtime import Runtime
 
 _READ_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = 4 << 20
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_REPEATED_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,9 +221,10 @@ class _Reader:
 
     @contextlib.contextmanager
     def heeding_interrupts(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._interrupt) for number in _INTERRUPTS}
         try:
-            yield
+            with _repeating_signals(lambda: self._interrupted):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -230,3 +235,32 @@ class _Reader:
         if self._reading:
             self._reading = False  # once: a second interrupt must not break into what ends the refresh
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _repeating_signals(heard: Callable[[], bool]) -> Iterator[None]:
+    """Sends a signal again until its handler has run.
+
+    Python runs handlers between its own steps: one that comes after the last of them, but before the read that this
+    step ends in, would be heard when that read returns, which may be never. The next one breaks the read off.
+    """
+    wakes, woken = socket.socketpair()
+    woken.setblocking(False)
+    before = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    reading = threading.main_thread().ident or 0
+
+    def run() -> None:
+        while number := wakes.recv(1):
+            while number[0] in _INTERRUPTS and not heard():
+                time.sleep(_REPEATED_S)
+                signal.pthread_kill(reading, number[0])
+
+    thread = threading.Thread(target=run, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        woken.close()
+        thread.join()
+        wakes.close()

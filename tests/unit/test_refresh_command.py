@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import signal
+import struct
 import subprocess
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +27,7 @@ from encoder_server.report import JsonLines, Pace, Rejections, reporting_pace
 from store.store import Store
 from tests.servers import COMMAND, twinbert, write_documents
 from twinbert.bundle import Bundle
+from twinbert.cli import main
 from twinbert.runtime import Runtime
 from twinbert.serving import log
 
@@ -193,6 +199,32 @@ def test_an_interrupt_while_it_waits_for_input(tiny_bundle: Path, store: Path) -
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
         assert process.stderr.read().splitlines()[-1] == "twinbert: interrupted"
+
+
+def test_an_interrupt_just_before_a_read_breaks_it_off(
+    tiny_bundle: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that does not wake the read that follows it, as one that another thread is given, is not lost."""
+    read, write = os.pipe()
+    over, was_heard = threading.Event(), []
+
+    def interrupt() -> None:
+        while struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, b"    "))[0]:
+            pass  # until the first line was read, and the next one is waited for
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        was_heard.append(over.wait(30))
+        os.close(write)
+
+    with os.fdopen(read, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", mock.Mock(buffer=stdin))
+        os.write(write, b'{"id": "a", "text": "x"}\n')
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        words = ["--bundle", str(tiny_bundle), "--store", str(store), "--documents", "-"]
+        assert main(["refresh", *words]) == 130
+        over.set()
+        thread.join()
+    assert was_heard == [True]
 
 
 def test_a_full_disk(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
