@@ -214,13 +214,14 @@ class Snapshots:
     def _note_refusal(self, name: str, error: Exception) -> None:
         known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
         reason: RefusalReason = next(known, "error")
-        if self.refusal is None or (self.refusal.name, self.refusal.reason) != (name, reason):
+        # What a generation lacks it will always lack.
+        until = math.inf if reason == "documents_lost" else time.monotonic() + _RETRY_SECONDS
+        before = self.refusal
+        self._refuse(Refusal(name, reason, str(error), until))
+        if before is None or (before.name, before.reason) != (name, reason):
             trace = None if _expected(error) else error
             fields = {"refused": name, "serving": self._current.generation.name, "why": str(error)}
             event("generation_refused", level=logging.ERROR, error=trace, reason=reason, **fields)
-        # What a generation lacks it will always lack.
-        until = math.inf if reason == "documents_lost" else time.monotonic() + _RETRY_SECONDS
-        self._refuse(Refusal(name, reason, str(error), until))
 
     def _refuse(self, refusal: Refusal | None) -> None:
         self.refusal = refusal
