@@ -122,19 +122,19 @@ def refresh(
         run.progress = lambda: pipeline.progress
     reader = _Reader(chosen or source, pipeline)
     text = f"refreshing {store} from {'what changed in ' if delta else ''}{documents}, {pipeline.encoding}"
-    report.event(
-        "started", text, store=str(store), documents=str(documents), model=opened.model, encoding=pipeline.encoding
-    )
     with Rejections(report, rejected) as rejections:
         try:
-            with reader.heeding_interrupts(), reporting_pace(pipeline, source, report), pipeline:
-                _add_all(reader, pipeline, rejections, report)
-                if chosen is not None:
-                    text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"
-                    report.event("missing", text, wanted=chosen.wanted, found=chosen.found)
-                generation = _commit(pipeline, report)
-                for rejection in pipeline.rejections:
-                    rejections.add(rejection)
+            with reader.heeding_interrupts():
+                described = {"model": opened.model, "encoding": pipeline.encoding}
+                report.event("started", text, store=str(store), documents=str(documents), **described)
+                with reporting_pace(pipeline, source, report), pipeline:
+                    _add_all(reader, pipeline, rejections, report)
+                    if chosen is not None:
+                        text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"
+                        report.event("missing", text, wanted=chosen.wanted, found=chosen.found)
+                    generation = _commit(pipeline, report)
+                    for rejection in pipeline.rejections:
+                        rejections.add(rejection)
         except (CancelledError, KeyboardInterrupt):
             report.event("interrupted", "interrupted: run it again to go on, what is encoded so far is reused")
             raise KeyboardInterrupt from None
@@ -212,6 +212,7 @@ class _Reader:
         while True:
             self._reading = True
             if self._interrupted:
+                self._reading = False
                 raise KeyboardInterrupt
             chunk = _chunk(documents)
             self._reading = False
