@@ -252,9 +252,9 @@ def _repeating_signals(heard: Callable[[], bool]) -> Iterator[None]:
 
     def run() -> None:
         while number := wakes.recv(1):
-            while number[0] in _INTERRUPTS and not heard():
-                time.sleep(_REPEATED_S)
-                signal.pthread_kill(reading, number[0])
+            time.sleep(_REPEATED_S)
+            if number[0] in _INTERRUPTS and not heard():
+                signal.pthread_kill(reading, number[0])  # which comes back here
 
     thread = threading.Thread(target=run, name="signals", daemon=True)
     thread.start()

@@ -147,7 +147,7 @@ def test_what_a_candidate_takes_is_learned() -> None:
         for _ in range(100):
             with lane.turn(1000, 1000.0) as turn:
                 await turn.run(slow, None)  # type: ignore[arg-type]  # a snapshot, which nobody looks at here
-                await turn.run(slow, None)  # type: ignore[arg-type]
+                await turn.run(slow, None)  # type: ignore[arg-type]  # likewise
         with lane.turn(1000, 1000.0):
             with pytest.raises(DeadlineError), lane.turn(1000, 190.0, within=190.0):
                 pass
