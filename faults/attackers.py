@@ -6,6 +6,7 @@ python -m faults.attackers KIND HOST:PORT SEED        prints how many acts there
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import select
 import socket
@@ -117,6 +118,7 @@ KINDS: Mapping[str, Callable[[_Attacker], None]] = {
 
 
 def _main(kind: str, address: str, seed: str) -> None:
+    os.nice(19)  # an attacker brings its own machine; here it may have what the server and the honest client leave
     attacker, acts, began = _Attacker(address, int(seed)), 0, time.monotonic()
     while not select.select([sys.stdin], [], [], max(0.0, began + acts / _ACTS_A_SECOND - time.monotonic()))[0]:
         with contextlib.suppress(ConnectionError, TimeoutError):
