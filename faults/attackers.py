@@ -1,6 +1,6 @@
 """Clients that mean harm: raw HTTP/2 in a process of its own, a few hundred acts a second until it is ended.
 
-python -m faults.attackers KIND HOST:PORT SEED        prints how many acts there were when standard input ends
+python -m faults.attackers KIND HOST:PORT SEED        prints "begun", and its number of acts when standard input ends
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ KINDS: Mapping[str, Callable[[_Attacker], None]] = {
 
 def _main(kind: str, address: str, seed: str) -> None:
     os.nice(19)  # an attacker brings its own machine; here it may have what the server and the honest client leave
+    print("begun", flush=True)
     attacker, acts, began = _Attacker(address, int(seed)), 0, time.monotonic()
     while not select.select([sys.stdin], [], [], max(0.0, began + acts / _ACTS_A_SECOND - time.monotonic()))[0]:
         with contextlib.suppress(ConnectionError, TimeoutError):

