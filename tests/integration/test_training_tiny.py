@@ -17,7 +17,7 @@ from tests.servers import COMMAND, refresh, running, write_documents
 from twinbert.bundle import Bundle
 from twinbert.client import ScorerClient, Task
 from twinbert.errors import UsageError
-from twinbert.training import recipe, student, synthetic
+from twinbert.training import follow, recipe, student, synthetic
 from twinbert.training.recipe import Inputs
 
 pytestmark = pytest.mark.timeout(600)  # two students are trained and exported before the first test
@@ -124,14 +124,14 @@ def test_a_killed_run_resumed_gives_the_same_student(run: Path, tmp_path: Path) 
 def test_the_same_command_again_changes_nothing(run: Path) -> None:
     """What is finished is not trained again: bundles stay as they are, to the byte."""
     before = {name: Bundle.open(run / "students" / name / "bundle").model for name in STUDENTS}
-    bundles = recipe.run(TINY, Inputs(), run)
+    bundles = follow.run(TINY, Inputs(), run)
     assert {name: Bundle.open(path).model for name, path in bundles.items()} == before
 
 
 def test_a_run_of_another_recipe_is_refused(run: Path) -> None:
     """The folder is left alone, and the message says what differs."""
     with pytest.raises(UsageError, match=r"recipe.seed is 7 there and 8 here"):
-        recipe.run(recipe.load("tiny", changes={"seed": 8}), Inputs(), run)
+        follow.run(recipe.load("tiny", changes={"seed": 8}), Inputs(), run)
 
 
 # The least that goes through every step in which several processes have to take turns.

@@ -15,9 +15,9 @@ from twinbert.training import dssm, synthetic
 from twinbert.training.data import Dataset
 from twinbert.training.distillation import LossWeights
 from twinbert.training.dssm import CDssm, DssmConfig
-from twinbert.training.loop import Schedule
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import judged
+from twinbert.training.schedule import Schedule
 from twinbert.training.student import Student
 
 CONFIG = DssmConfig(

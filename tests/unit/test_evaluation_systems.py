@@ -16,8 +16,8 @@ from twinbert.training import dssm, parity, recipe, synthetic, systems
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import System
-from twinbert.training.loop import Schedule
 from twinbert.training.report import Silent
+from twinbert.training.schedule import Schedule
 from twinbert.training.texts import TextFile
 
 

@@ -15,15 +15,15 @@ from training_cases import FILES, graded
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
-from twinbert.training import claims, recipe, runs, student, synthetic, teacher, times
+from twinbert.training import claims, follow, recipe, runs, student, synthetic, teacher, times
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
 
 
 def claim(run: Path, inputs: Inputs, only: tuple[str, ...] = ()) -> None:
-    """Does of `recipe.run` what comes before training."""
-    dataset = recipe.read(FILES, inputs)
+    """Does of `follow.run` what comes before training."""
+    dataset = follow.read(FILES, inputs)
     with claims.claimed(claims.claim_of(FILES, dataset, inputs), only, run, Silent(), writes=True):
         pass
 
@@ -41,7 +41,7 @@ def test_a_run_is_measured_only_on_its_own_data(tmp_path: Path, capsys: pytest.C
             f"as then, --data {files[0]} --dev {files[1]} --test {files[2]}\n"
         )
     (run / "inputs.json").unlink()
-    dataset = recipe.read(FILES, Inputs(train=files[0]))
+    dataset = follow.read(FILES, Inputs(train=files[0]))
     with pytest.raises(UsageError, match=r"--dev and --test as then$"):
         claims.require_data(run, dataset)
     stated = json.loads((run / "configuration.json").read_text())
@@ -59,7 +59,7 @@ def test_other_unlabelled_texts_are_refused(tmp_path: Path) -> None:
     claim(run, Inputs(train=data, documents=texts[0]))
     for inputs in (Inputs(train=data, documents=texts[1]), Inputs(train=data)):
         with pytest.raises(UsageError, match=r"another configuration \(texts.documents is '[0-9a-f]{64}' there and"):
-            recipe.run(FILES, inputs, run)
+            follow.run(FILES, inputs, run)
     assert not (run / "texts").exists()
     stated = json.loads((run / "configuration.json").read_text())
     del stated["texts"]
@@ -75,7 +75,7 @@ def test_a_student_is_trained_by_one_process(tmp_path: Path) -> None:
     with runs.locked(folder, Silent()):
         who = rf"{folder}: process {os.getpid()} on .*, since 20.*Z, works in it; wait for it to end"
         with pytest.raises(UsageError, match=who):
-            recipe.run(FILES, inputs, run, students=["triletter"])
+            follow.run(FILES, inputs, run, students=["triletter"])
         claim(run, inputs, ("wordpiece",))
     claim(run, inputs, ("triletter",))
 
@@ -106,7 +106,7 @@ def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:
         teacher.train(tiny.teacher, dataset.train, dataset.dev, output=tmp_path / "teacher", seed=1, report=Told())
 
     def scores() -> None:
-        recipe.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Told())
+        follow.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Told())
 
     def learns_space() -> None:
         student.train(config, dataset, pairs, output=tmp_path / "one", seed=1, common=tmp_path, report=Told())

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from twinbert.errors import UsageError
 from twinbert.training import loop
-from twinbert.training.loop import Schedule, Task, fit, new_accelerator, windows
+from twinbert.training.devices import Precision, new_accelerator
+from twinbert.training.loop import Task, fit, windows
 from twinbert.training.report import Silent
 from twinbert.training.runs import Checkpoint, Run
+from twinbert.training.schedule import Schedule
 
 SCHEDULE = Schedule(epochs=3, rate=0.05, checkpoint_steps=3, log_steps=2, average=0.5)
 
@@ -62,9 +64,9 @@ def task(dies_at: int | None = None) -> tuple[Regression, Task[int]]:
     return module, module_
 
 
-def trained(path: Path, dies_at: int | None = None) -> dict[str, Tensor]:
+def trained(path: Path, dies_at: int | None = None, schedule: Schedule = SCHEDULE) -> dict[str, Tensor]:
     module, what = task(dies_at)
-    fit(what, SCHEDULE, run=Run(path, {"a": 1}), seed=5, report=Silent())
+    fit(what, schedule, run=Run(path, {"a": 1}), seed=5, report=Silent())
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -83,6 +85,21 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(steps: int, tmp_path: 
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
     assert (tmp_path / "killed" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slow_steps_are_kept_without_waiting_for_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step takes long, time makes a checkpoint with the line of metrics that follows."""
+    rare = dataclasses.replace(SCHEDULE, checkpoint_steps=1000)
+    whole = trained(tmp_path / "whole", schedule=rare)
+    monkeypatch.setattr(loop, "_SAVED_SECONDS", 0.0)
+    with pytest.raises(KilledError):
+        trained(tmp_path / "killed", dies_at=5, schedule=rare)
+    left = Run(tmp_path / "killed", {"a": 1}).load()
+    assert left is not None
+    assert left.progress["step"] == 4
+    again = trained(tmp_path / "killed", schedule=rare)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -159,7 +176,7 @@ def fresh_process() -> Iterator[None]:
     [("no", None, "bf16"), (None, None, "bf16"), ("no", "float32", "no"), ("bf16", "float32", "no")],
 )
 def test_bf16_is_the_default_also_under_accelerate_launch(
-    launched: str | None, option: loop.Precision | None, precision: str, monkeypatch: pytest.MonkeyPatch
+    launched: str | None, option: Precision | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`accelerate launch` says `no` unasked, so only our own option turns bf16 off; the first call counts for all."""
     monkeypatch.setattr(loop, "multiplies_bf16", lambda: True)

@@ -12,7 +12,7 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.model.config import ResidualConfig
-from twinbert.training import recipe
+from twinbert.training import follow, recipe
 from twinbert.training.recipe import Inputs
 
 
@@ -105,7 +105,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(text: str, complaint: str, tmp_
 def test_a_run_without_its_data_is_refused(tmp_path: Path) -> None:
     """The data is asked for before anything is made."""
     with pytest.raises(UsageError, match="needs data: give its path with --data"):
-        recipe.run(recipe.load("pairs"), Inputs(), tmp_path / "run")
+        follow.run(recipe.load("pairs"), Inputs(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -127,7 +127,7 @@ def test_texts_without_a_trigram_are_found_before_training(place: str, split: st
         files[name] = graded(tmp_path / f"{name}.tsv", **({place: "東京"} if name == split else {}))
         files[name].write_text(files[name].read_text().replace("query ", f"{name} "))
     with pytest.raises(UsageError, match=r"students\.triletter: the text '東京' has no letter"):
-        recipe.run(
+        follow.run(
             dataclasses.replace(FILES, students={"triletter": FILES.students["triletter"]}),
             Inputs(**files),
             tmp_path / "run",
@@ -139,7 +139,7 @@ def test_a_student_that_cannot_be_made_is_found_before_training(tmp_path: Path) 
     """A layer too many of the last student stops the run before its teacher is trained, in a line that names both."""
     wrong = recipe.load("tiny", changes={"students": {"wordpiece": {"layers": [9]}}})
     with pytest.raises(UsageError, match=r"students.wordpiece: layers: 9 is none of"):
-        recipe.run(wrong, Inputs(), tmp_path / "run")
+        follow.run(wrong, Inputs(), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
 
 
@@ -147,5 +147,5 @@ def test_a_missing_checkpoint_is_found_before_training(tmp_path: Path) -> None:
     """A student's checkpoint that is not there stops the run before its teacher is trained."""
     tiny = recipe.load("tiny", changes={"teacher": {"checkpoint": str(tmp_path / "none")}})
     with pytest.raises(UsageError, match="is no directory, and no known name"):
-        recipe.run(tiny, Inputs(), tmp_path / "run")
+        follow.run(tiny, Inputs(), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()

@@ -22,9 +22,9 @@ from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
 from twinbert.training.initial import StudentConfig
-from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
+from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import TeacherConfig
 
 DATASET = synthetic.dataset(queries=40)

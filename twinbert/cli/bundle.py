@@ -108,7 +108,7 @@ def quantize(
     labelled = None
     if recipe is not None:
         from twinbert.training.engines import engine_areas
-        from twinbert.training.recipe import read
+        from twinbert.training.follow import read
 
         dataset = read(named_recipe(recipe, []), inputs)
         labelled = partial(engine_areas, split=dataset.dev if split == "dev" else dataset.test)

@@ -48,7 +48,7 @@ def baselines(
 
     Unlabelled texts are those that the run has kept.
     """
-    from twinbert.training.recipe import read_kept
+    from twinbert.training.follow import read_kept
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
@@ -82,7 +82,7 @@ def evaluate(
 ) -> None:
     """Measure everything that runs have trained, and the baselines, on human grades: a table, JSON and plots."""
     from twinbert.training import evaluation
-    from twinbert.training.recipe import read
+    from twinbert.training.follow import read
     from twinbert.training.systems import TEACHER, of_bundle, systems
 
     more = list(map(_named, bundle or []))
@@ -124,7 +124,7 @@ def parity(
     """
     from twinbert.bundle import BUNDLE_JSON
     from twinbert.training import parity as report
-    from twinbert.training.recipe import read
+    from twinbert.training.follow import read
     from twinbert.training.systems import bundles_of, teacher_of
 
     alone = (run / BUNDLE_JSON).exists()
@@ -147,10 +147,11 @@ def parity(
 
 def named_recipe(name: str | None, runs: list[Path]) -> Recipe:
     """The recipe of runs, or else the one of this name."""
+    from twinbert.training import follow
     from twinbert.training import recipe as recipes
 
     if runs:
-        return recipes.followed(runs[0])
+        return follow.recipe_of(runs[0])
     if name is None:
         raise UsageError("without the folder of a run nothing says what the data is; give --recipe, e.g. pairs")
     return recipes.load(name)

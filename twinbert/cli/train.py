@@ -14,7 +14,7 @@ from twinbert.cli.evaluate import baselines, evaluate, parity
 from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
-    from twinbert.training.loop import Precision
+    from twinbert.training.devices import Precision
     from twinbert.training.recipe import Inputs, Recipe
     from twinbert.training.report import Report
 
@@ -102,7 +102,7 @@ def run(*, plan: _Plan) -> None:
 @shares({"plan": _plan})
 def teacher(*, plan: _Plan) -> None:
     """Fine-tune only a recipe's teacher, a cross-encoder, on human grades."""
-    from twinbert.training.recipe import teacher_folders
+    from twinbert.training.follow import teacher_folders
 
     _train(plan, students=())
     _print({folder.name: folder / "model" for folder in teacher_folders(plan.recipe, plan.output)})
@@ -120,16 +120,16 @@ def student(
 
 
 def _train(plan: _Plan, *, students: Sequence[str] | None = None) -> None:
-    from twinbert.training import recipe as recipes
+    from twinbert.training import follow
 
     with _reporting(plan.precision) as report:
-        bundles = recipes.run(plan.recipe, plan.inputs, plan.output, students=students, report=report)
+        bundles = follow.run(plan.recipe, plan.inputs, plan.output, students=students, report=report)
     _print(bundles)
 
 
 def _print(made: Mapping[str, Path]) -> None:
     """Once, where several processes train."""
-    from twinbert.training.loop import new_accelerator
+    from twinbert.training.devices import new_accelerator
 
     if new_accelerator().is_main_process:
         for name, path in made.items():
@@ -143,7 +143,7 @@ def _given(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - what options can 
 
 @contextmanager
 def _reporting(precision: Precision | None) -> Iterator[Report]:
-    from twinbert.training.loop import new_accelerator
+    from twinbert.training.devices import new_accelerator
     from twinbert.training.report import reporting
 
     with reporting(speaks=new_accelerator(precision).is_main_process) as report:

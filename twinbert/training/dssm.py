@@ -37,12 +37,14 @@ from twinbert.tokenizer.triletter import Letters
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
 from twinbert.training.data import Dataset, Split
+from twinbert.training.devices import new_accelerator
 from twinbert.training.distillation import Distillation, LossWeights
-from twinbert.training.loop import Schedule, Task, fit, new_accelerator
+from twinbert.training.loop import Task, fit
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import Pairs
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run, replace_text
+from twinbert.training.schedule import Schedule
 from twinbert.training.student import Student
 from twinbert.training.teacher import digest_of
 

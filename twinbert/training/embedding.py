@@ -27,9 +27,11 @@ from twinbert.model.projection import RMS, pca_projection
 from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer_file
 from twinbert.training.blocks import chunks
+from twinbert.training.devices import multiplies_bf16
 from twinbert.training.distillation import embed
-from twinbert.training.loop import Schedule, multiplies_bf16, windows
+from twinbert.training.loop import windows
 from twinbert.training.report import Report
+from twinbert.training.schedule import Schedule
 from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]

@@ -24,9 +24,9 @@ from twinbert.tokenizer.triletter import Letters
 from twinbert.training.data import Dataset
 from twinbert.training.distillation import LossWeights
 from twinbert.training.embedding import SpaceConfig, chunks_on
-from twinbert.training.loop import Schedule
 from twinbert.training.pairs import Pairs
 from twinbert.training.readable import readable, require_letters
+from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import locate
 
 SAMPLE = 4096  # texts from whose vectors a projection starts, and pairs from whose targets crossings do

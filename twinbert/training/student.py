@@ -27,6 +27,7 @@ from twinbert.tokenizer import Tokenizer, open_tokenizer_file
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
 from twinbert.training.data import Dataset, Split
+from twinbert.training.devices import new_accelerator
 from twinbert.training.distillation import Distillation, embed
 from twinbert.training.embedding import (
     Lessons,
@@ -37,7 +38,7 @@ from twinbert.training.embedding import (
     map_from,
 )
 from twinbert.training.initial import SAMPLE, StudentConfig, build
-from twinbert.training.loop import Task, fit, new_accelerator
+from twinbert.training.loop import Task, fit
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import Pairs, part
 from twinbert.training.readable import readable, readable_pairs

@@ -24,7 +24,7 @@ from twinbert.errors import UsageError
 from twinbert.importing import import_twin
 from twinbert.model.checkpoint import read_json
 from twinbert.runtime import Floats, Ints
-from twinbert.training import dssm, recipe, synthetic, teacher
+from twinbert.training import dssm, follow, synthetic, teacher
 from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
@@ -56,7 +56,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         UsageError: `run` is no run, or lacks its teacher; a graded text has no letter that C-DSSM reads; or another
             process trains them.
     """
-    followed = recipe.followed(run)
+    followed = follow.recipe_of(run)
     network = network or network_of(followed)
     require_letters(network.letters, dataset.graded_texts())
     with locked(run / "baselines", report, wait=False):
@@ -72,8 +72,8 @@ def _train_baselines(followed: Recipe, run: Path, dataset: Dataset, report: Repo
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
     if (folder / "c-dssm" / "weights.safetensors").exists():
         return
-    scorer = _load_teacher(followed, *recipe.teacher_folders(followed, run))
-    pairs = recipe.score_pairs(followed, dataset, scorer, run / "scores", report)
+    scorer = _load_teacher(followed, *follow.teacher_folders(followed, run))
+    pairs = follow.score_pairs(followed, dataset, scorer, run / "scores", report)
     pairs = readable_pairs(letters_tokenizer(network.letters), pairs)
     dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
 
@@ -110,7 +110,7 @@ def systems(dataset: Dataset, followed: Recipe, runs: Sequence[Path]) -> Iterato
         BundleError: a student's bundle is damaged.
     """
     for run in runs:
-        other = recipe.followed(run)
+        other = follow.recipe_of(run)
         shared = followed.students.keys() & other.students.keys()
         alike = all(followed.students[name] == other.students[name] for name in shared)
         if not alike or dataclasses.replace(other, seed=followed.seed, students=followed.students) != followed:
@@ -139,7 +139,7 @@ def _untrained(followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
 
 def _trained(run: Path) -> Iterator[System]:
     """What a run has trained so far: baselines, the teacher, and every student's crossing layers."""
-    followed = recipe.followed(run)
+    followed = follow.recipe_of(run)
     if (folder := run / "baselines" / "c-dssm").is_dir():
         twin = _twin(dssm.load(folder))
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
@@ -160,7 +160,7 @@ def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]
     Raises:
         UsageError: one that is wanted is not there.
     """
-    bundles = {name: run / "students" / name / "bundle" for name in recipe.followed(run).students}
+    bundles = {name: run / "students" / name / "bundle" for name in follow.recipe_of(run).students}
     there = {name: path for name, path in bundles.items() if path.is_dir()}
     for name in names or ():
         if name not in there:
@@ -184,8 +184,8 @@ def teacher_of(run: Path) -> Scorer:
     Raises:
         UsageError: the run has none yet.
     """
-    followed = recipe.followed(run)
-    return _probabilities(_load_teacher(followed, *recipe.teacher_folders(followed, run)))
+    followed = follow.recipe_of(run)
+    return _probabilities(_load_teacher(followed, *follow.teacher_folders(followed, run)))
 
 
 def _load_teacher(followed: Recipe, *folders: Path) -> teacher.Ensemble:

@@ -33,11 +33,13 @@ from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.importing import PACKAGES, installed
 from twinbert.model.checkpoint import read_json
 from twinbert.training.data import Split
-from twinbert.training.loop import Schedule, Task, fit, multiplies_bf16, new_accelerator, windows
+from twinbert.training.devices import multiplies_bf16, new_accelerator
+from twinbert.training.loop import Task, fit, windows
 from twinbert.training.losses import pairwise_logistic
 from twinbert.training.metrics import evaluate
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run, locked
+from twinbert.training.schedule import Schedule
 
 Floats = npt.NDArray[np.float32]
 TextPair = tuple[str, str]
