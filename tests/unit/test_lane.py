@@ -15,7 +15,7 @@ from scorer_server.lane import Lane
 from scorer_server.metrics import Metrics
 from scorer_server.scoring import Scorer
 from store.store import Store
-from tests.unit.test_scoring import CrossingRuntime, published, run
+from tests.unit.scoring_cases import CrossingRuntime, published, run
 from twinbert.errors import DeadlineError
 from twinbert.v1 import scorer_pb2 as pb
 

@@ -15,7 +15,7 @@ from scorer_server.retrieval import Retriever
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
 from store.store import Store
-from tests.unit.test_scoring import CrossingRuntime, published
+from tests.unit.scoring_cases import CrossingRuntime, published
 from twinbert.errors import DeadlineError, QueueFullError
 from twinbert.v1 import scorer_pb2 as pb
 
