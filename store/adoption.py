@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from store.files import locked, reporting_full_disk
+from store.lineage import sealing_ms
 from store.manifest import Manifest, next_number
 from store.publication import publish
 from store.store import Store
@@ -43,7 +43,7 @@ def adopt(store: Store, *, model: str, software: str, judge: Callable[[Manifest]
             number=next_number(store.path),
             parent=current.name,
             model=model,
-            created_ms=time.time_ns() // 1_000_000,
+            created_ms=sealing_ms(store.path, current.name),
             quality=quality,
             writer=software,
         )

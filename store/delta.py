@@ -27,7 +27,7 @@ from store.writer import Writer, rows_depend_on
 
 
 class DeltaWriter(Writer):
-    """Changes the current generation. Made by `Store.delta_writer`.
+    """Changes the current generation. Made by `Store.writer`.
 
     Attributes:
         duplicates: documents and deletions whose id came again later in the input; known once sealed.

@@ -204,14 +204,16 @@ def locked(store: Path, purpose: str, *, file: str = LOCK, wait: bool = False, b
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         else:
             _take(descriptor, store)
+        os.ftruncate(descriptor, 0)  # what a holder that was killed has left
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         holder = {"purpose": purpose, "pid": os.getpid(), "host": socket.gethostname(), "since": since, "brief": brief}
-        os.ftruncate(descriptor, 0)
         # Who holds it is only told to others. On a full disk a collection has to run all the same.
         with contextlib.suppress(OSError):
             os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreLockedError
+from store.errors import (
+    CorruptError,
+    GenerationNotFoundError,
+    NoGenerationError,
+    StoreError,
+    StoreLockedError,
+    SupersededError,
+)
 from store.files import locked, reporting_full_disk, sync_directory
 from store.format import BUILDING, COMPACTION, COMPACTION_DRAFT, GENERATIONS, PIN, SEGMENTS
-from store.lineage import predecessors
+from store.lineage import descends, latest_first, predecessors
 from store.manifest import Manifest, write_current
 from store.publication import readable_current, switching
 from store.store import Store
@@ -49,7 +56,7 @@ def list_generations(store: Store) -> list[Listed]:
     """Every generation, oldest first; one that cannot be read is listed with its problem."""
     current = readable_current(store.path)
     listed, pinned = [], _pinned(store)
-    for name in store.generations():
+    for name in reversed(latest_first(store.path)):
         manifest, problem = None, None
         try:
             manifest = store.manifest(name)
@@ -77,8 +84,8 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
 
     Args:
         store: the store.
-        to: its name; None: the parent of the current one, or if that does not verify, the one that was sealed last
-            before the current one and does. If the current one is damaged or missing, the newest that verifies.
+        to: its name; None: the parent of the one that is current now, or if that does not verify, the one that was
+            sealed last before it and does. Where nothing can be read in CURRENT, of all the one that was sealed last.
 
     Returns:
         The names of the generation before, or what was wrong with CURRENT, and of the one now.
@@ -87,31 +94,37 @@ def rollback(store: Store, to: str | None = None) -> tuple[str, str]:
         GenerationNotFoundError: there is no such generation, or it is collected meanwhile.
         CorruptError: it does not verify; CURRENT is unchanged.
         StoreFullError: no space left; CURRENT is unchanged.
+        SupersededError: `to` is None, and what became current meanwhile was not made from what was; it stays.
         StoreLockedError: somebody replaces CURRENT, and for longer than moments.
     """
+    seen = readable_current(store.path)
+    if to is None:
+        target = _rollback_target(store, seen)
+    else:
+        verify_generation(store, target := to, set())
+    with switching(store.path, "a rollback"):
+        before = readable_current(store.path)
+        # Deltas may have been published on top of what is to be left, and are left with it.
+        left = before in (None, seen, target) or (seen is not None and descends(store.path, str(before), seen))
+        if to is None and not left:
+            raise SupersededError(
+                f"{store.path}: meanwhile {before} became current in place of {seen or 'one that cannot be read'} and "
+                "was not made from it: nothing was changed; roll back again if that is still wanted"
+            )
+        store.manifest(target)
+        with reporting_full_disk(store.path):
+            write_current(store.path, target)
+    return before or "damaged or missing", target
+
+
+def _rollback_target(store: Store, current: str | None) -> str:
+    """The first that verifies of those to go back to."""
+    if current is not None:
+        with contextlib.suppress(CorruptError, GenerationNotFoundError):
+            store.manifest(current)  # of a newer version, it is left only for one that is named
     sound: set[object] = set()
-    while True:
-        seen = readable_current(store.path)
-        target = to or _rollback_target(store, seen, sound)
-        verify_generation(store, target, sound)
-        with switching(store.path, "a rollback"):
-            before = readable_current(store.path)
-            if to is None and before != seen:
-                continue  # it goes back from what was published meanwhile
-            store.manifest(target)
-            with reporting_full_disk(store.path):
-                write_current(store.path, target)
-        return before or "damaged or missing", target
-
-
-def _rollback_target(store: Store, current: str | None, sound: set[object]) -> str:
-    candidates: Iterable[str] = store.generations()[::-1]
-    with contextlib.suppress(CorruptError, GenerationNotFoundError):
-        if current is not None:
-            store.manifest(current)
-            candidates = predecessors(store.path, current)
     name = None
-    for name in candidates:
+    for name in latest_first(store.path) if current is None else predecessors(store.path, current):
         if problem_of(partial(verify_generation, store, name, sound)) is None:
             return name
     if name is None and current is not None:
@@ -159,8 +172,8 @@ def _pinned(store: Store) -> set[str]:
 def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
     """Removes what no kept generation needs: older generations, segments that nobody names, abandoned builds.
 
-    The newest `keep` generations stay, those that are pinned, and the current one with its parent, so that a rollback
-    is always possible. Where there is no CURRENT, as until the first refresh has ended, all generations stay.
+    The `keep` generations that were sealed last stay, those that are pinned, and the current one with its parent, so
+    that a rollback is always possible. Where there is no CURRENT, as until the first refresh has ended, all stay.
     Servers that have a removed segment open go on reading it: the space becomes free when they let go.
 
     Args:
@@ -174,10 +187,10 @@ def gc(store: Store, *, keep: int, dry_run: bool = False) -> Collected:
     """
     with locked(store.path, "a collection", brief=True), _abandoned_compaction(store) as drafts:
         with switching(store.path, "a collection"):  # no rollback goes to what is removed
-            names = store.generations()
+            names = latest_first(store.path)
             stay = _manifests_that_stay(store, names, keep)
             needed = {segment.id for manifest in stay.values() for segment in manifest.segments}
-            manifests = [store.path / GENERATIONS / f"{name}.json" for name in names if name not in stay]
+            manifests = [store.path / GENERATIONS / f"{name}.json" for name in reversed(names) if name not in stay]
             segments = [path for path in sorted((store.path / SEGMENTS).iterdir()) if path.name not in needed]
             horizon = time.time() - BUILD_DAYS * 86400
             builds = [path for path in sorted((store.path / BUILDING).iterdir()) if path.name != COMPACTION_DRAFT]
@@ -217,12 +230,12 @@ def _abandoned_compaction(store: Store) -> Iterator[list[Path]]:
 
 
 def _manifests_that_stay(store: Store, names: list[str], keep: int) -> dict[str, Manifest]:
-    """Of the generations that a collection keeps, by name."""
+    """Of the generations that a collection keeps, by name; `names` are all, the latest first."""
     try:
         current = store.current()
     except NoGenerationError:  # which of them was served cannot be told
         return {name: _manifest_that_stays(store, name) for name in names}
-    kept = {current, *names[-max(1, keep) :], *_pinned(store).intersection(names)}
+    kept = {current, *names[: max(1, keep)], *_pinned(store).intersection(names)}
     if (parent := _manifest_that_stays(store, current, current).parent) in names:
         kept.add(str(parent))
     return {name: _manifest_that_stays(store, name, current) for name in kept}

@@ -166,7 +166,7 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
 
 
 def generation_names(store: Path) -> list[str]:
-    """The generations of a store, oldest first."""
+    """The generations of a store, by number."""
     names = (path.stem for path in (store / GENERATIONS).glob("*.json"))
     return sorted((name for name in names if GENERATION_NAME.fullmatch(name)), key=generation_number)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,11 @@ from store.manifest import IdType, Manifest, SegmentEntry
 from store.segment import Segment
 from store.stack import Stack
 
+_T = TypeVar("_T")
 _REMEMBERED = 1000  # segments that were verified, those of deltas long gone among them
+# How long a file that did not verify is taken to be damaged while nobody changes it: a server that tries again and
+# again must not read gigabytes each time beside what it serves. Yet what was at fault may have been a cable.
+_DAMAGED_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +40,38 @@ class Located:
     rows: npt.NDArray[np.int64]
 
 
+_Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """Of a file as it was then; `until` is of the monotonic clock."""
+
+    identity: _Identity | None
+    until: float
+    message: str
+
+
 class SegmentPool:
     """The segments that this process has open, each once however many generations share it.
 
     A segment is checked against size and checksum before it is first opened, and again only if its file has changed
-    since. Safe to use from several threads.
+    since; one that is damaged also when some minutes have passed. Safe to use from several threads.
 
     Args:
         store: the store's folder.
 
     Attributes:
         given_up: once set, no segment is verified any more.
-        damaged: segments that did not verify when they were last looked at.
     """
 
     def __init__(self, store: Path) -> None:
         self._folder = store / SEGMENTS
         self.given_up = threading.Event()
-        self.damaged: set[SegmentEntry] = set()
         self._lock = threading.Lock()
         self._open: dict[str, tuple[Segment, object, int]] = {}  # with what it was opened as, and its users
-        self._verified: dict[SegmentEntry, tuple[int, int, int] | None] = {}
+        self._verified: dict[SegmentEntry, _Identity | None] = {}
+        self._damaged: dict[SegmentEntry, _Damage] = {}
 
     def acquire(self, entry: SegmentEntry, codec: Codec, id_type: IdType) -> Segment:
         """Opens a segment, or counts one more user of it.
@@ -82,15 +99,18 @@ class SegmentPool:
     def _verify(self, entry: SegmentEntry, path: Path) -> None:
         identity = _identity(path)
         if identity is None or self._verified.pop(entry, None) != identity:
-            try:
-                entry.file.check(path, given_up=self.given_up)
-            except CorruptError:
-                self.damaged.add(entry)
-                raise
-            self.damaged.discard(entry)
-        self._verified[entry] = identity  # the latest last
-        if len(self._verified) > _REMEMBERED:
-            del self._verified[next(iter(self._verified))]
+            damage = self._damaged.pop(entry, None)
+            if damage is None or damage.identity != identity or time.monotonic() >= damage.until:
+                try:
+                    entry.file.check(path, given_up=self.given_up)
+                except CorruptError as error:
+                    damage = _Damage(identity, time.monotonic() + _DAMAGED_SECONDS, str(error))
+                else:
+                    damage = None
+            if damage is not None:
+                _remember(self._damaged, entry, damage)
+                raise CorruptError(damage.message)
+        _remember(self._verified, entry, identity)
 
     def stack(self, manifest: Manifest, entries: Sequence[SegmentEntry]) -> Stack:
         """Opens some segments of a generation, newest first, all or none; to be given back with `release_all`.
@@ -124,7 +144,14 @@ class SegmentPool:
                 segment.close()
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def _remember(known: dict[SegmentEntry, _T], entry: SegmentEntry, value: _T) -> None:
+    """Puts what is known of a segment last, and forgets what has been there longest."""
+    known[entry] = value
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
+
+
+def _identity(path: Path) -> _Identity | None:
     try:
         status = path.stat()
     except OSError:

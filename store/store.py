@@ -11,7 +11,7 @@ from store.delta import DeltaWriter
 from store.encoding import codec
 from store.errors import StoreError
 from store.files import open_lock, require_store, sync_directory
-from store.format import BUILDING, GENERATIONS, LOCK, SEGMENTS
+from store.format import BUILDING, COMPACTION, GENERATIONS, LOCK, SEGMENTS, SWITCH
 from store.manifest import IdType, Manifest, SegmentEntry, generation_names, read_current, read_manifest
 from store.reader import Generation, SegmentPool
 from store.stack import Stack
@@ -46,7 +46,8 @@ class Store:
             raise StoreError(
                 f"{self.path} cannot be made a store: {error.strerror}; name a folder to write to"
             ) from error
-        os.close(open_lock(self.path / LOCK))
+        for file in (LOCK, SWITCH, COMPACTION):  # now, as whoever owns the store: not by a later rollback of root's
+            os.close(open_lock(self.path / file))
 
     def require(self) -> None:
         """Raises StoreNotFoundError unless there is a store here."""
@@ -63,7 +64,7 @@ class Store:
         return read_current(self.path)
 
     def generations(self) -> list[str]:
-        """Names of the generations, oldest first."""
+        """Names of the generations, by number; `store.lineage` knows in which order they were sealed."""
         return generation_names(self.path)
 
     def manifest(self, name: str) -> Manifest:
@@ -86,14 +87,6 @@ class Store:
             StoreError: another `Store` of this process has a segment of it open.
         """
         return Generation(self.manifest(name), self._pool)
-
-    def is_known_damaged(self, name: str) -> bool:
-        """Whether a segment of a generation did not verify when this process last looked.
-
-        Raises:
-            StoreError: as from `manifest`.
-        """
-        return not self._pool.damaged.isdisjoint(self.manifest(name).segments)
 
     @contextlib.contextmanager
     def stack(self, manifest: Manifest, entries: Sequence[SegmentEntry]) -> Iterator[Stack]:

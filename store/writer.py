@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +31,12 @@ import numpy.typing as npt
 from store.building import Building, Digests, StoredDigests
 from store.documents import Batch, Documents, Resolved
 from store.encoding import Codec, Floats, Rows
-from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError
-from store.files import FileEntry, locked, reporting_full_disk, sync_directory
-from store.format import DATA, DIGEST, GENERATIONS, SEGMENTS
+from store.errors import CorruptError, GenerationNotFoundError, IdTypeError, NoGenerationError, StoreLockedError
+from store.files import FileEntry, locked, open_lock, reporting_full_disk, sync_directory
+from store.format import DATA, DIGEST, GENERATIONS, SEGMENTS, SWITCH
+from store.lineage import sealing_ms
 from store.manifest import Manifest, SegmentEntry, next_number, read_current, read_manifest
-from store.publication import publish, require_unchanged
+from store.publication import publish, readable_current, require_unchanged, switching
 from store.reader import Generation, SegmentPool
 from store.segment import Columns, write_segment
 
@@ -82,6 +83,7 @@ class Writer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self._store, f"a {self._kind} of model {self._template.model[:12]}"))
+            os.close(open_lock(self._store / SWITCH))  # said before hours of work: it is needed to publish
             self._follow_current(stack)
             self._building = Building(self._store, self._codec, self._template.fingerprint, self._kind)
             stack.callback(self._building.close)
@@ -202,7 +204,7 @@ class Writer:
             seed=resolved.seed,
             documents=resolved.documents,
             segments=(entry, *below),
-            created_ms=time.time_ns() // 1_000_000,
+            created_ms=sealing_ms(self._store, self._template.parent),
             watermark_ms=watermark_ms,
         )
         generation = Generation(self._template, self._pool)
@@ -220,6 +222,7 @@ class Writer:
         Raises:
             SupersededError: somebody rolled back meanwhile; nothing was published, the next run reuses the build.
             StoreFullError: no space left; nothing was published.
+            StoreLockedError: somebody replaces CURRENT or collects, and for longer than moments; likewise.
         """
         if not self._template.segments:
             raise ValueError("there is no segment to publish: seal first")
@@ -271,15 +274,18 @@ class Writer:
 
 
 def remove_unpublished(store: Path, name: str, segment_id: str | None = None) -> None:
-    """Removes a generation's manifest and the segment that was written for it, unless it is the current one."""
-    with contextlib.suppress(NoGenerationError, CorruptError):
-        if read_current(store) == name:  # also where only what comes after its replacement failed
+    """Removes a generation's manifest and the segment that was written for it, unless it is the current one.
+
+    A rollback may be going to it just then. Where whoever replaces CURRENT does not end, a collection removes it.
+    """
+    with contextlib.suppress(StoreLockedError), switching(store, f"the withdrawal of {name}"):
+        if readable_current(store) == name:  # also where only what comes after its replacement failed
             return
-    manifest = store / GENERATIONS / f"{name}.json"
-    manifest.unlink(missing_ok=True)
-    sync_directory(manifest.parent)
-    if segment_id is not None:
-        shutil.rmtree(store / SEGMENTS / segment_id, ignore_errors=True)
+        manifest = store / GENERATIONS / f"{name}.json"
+        manifest.unlink(missing_ok=True)
+        sync_directory(manifest.parent)
+        if segment_id is not None:
+            shutil.rmtree(store / SEGMENTS / segment_id, ignore_errors=True)
 
 
 def rows_depend_on(manifest: Manifest) -> tuple[str, str, bool, int]:

@@ -123,7 +123,7 @@ def test_verify(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
 def test_verify_what_a_newer_version_wrote(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """It is not called damaged: a refresh would be no remedy, another version is."""
     forge(store, lambda fields: fields.update(format=2))
-    assert refused(capsys, "verify", "--store", store.path).endswith("update twinbert, or roll back")
+    assert refused(capsys, "verify", "--store", store.path).endswith("this version wrote to `twinbert store rollback`")
     assert "damaged" not in "\n".join(run(capsys, "list", "--store", store.path))
 
 

@@ -21,9 +21,10 @@ from store_cases import (
     tree,
 )
 
+from store.copying import copy
 from store.errors import CorruptError, GenerationNotFoundError
 from store.format import BUILDING, CURRENT, GENERATIONS, SEGMENTS
-from store.maintenance import BUILD_DAYS, gc, rollback
+from store.maintenance import BUILD_DAYS, gc, list_generations, pin, rollback
 from store.store import Store
 
 
@@ -70,11 +71,33 @@ def test_gc_keeps_the_current_after_a_rollback(store: Store) -> None:
     assert holds(store, documents(3))
 
 
+def test_the_latest_is_what_was_sealed_last(store: Store, tmp_path: Path) -> None:
+    """A store that was built again elsewhere begins at 1: what is copied from there is kept and gone back to before
+    what has higher numbers, and is listed after it.
+    """
+    second, third = store.generations()[1:]
+    elsewhere = Store(tmp_path / "elsewhere")
+    copied = []
+    for count in (6, 7, 8):
+        refresh(elsewhere, documents(count))
+        copied.append(copy(elsewhere, store)[0])
+    assert [one.name for one in list_generations(store)][-3:] == copied
+    pin(store, second)
+    gc(store, keep=2)
+    assert set(store.generations()) == {second, *copied[1:]}
+    (store.path / CURRENT).unlink()
+    assert rollback(store)[1] == copied[2]
+    assert rollback(store) == (copied[2], copied[1])
+    assert rollback(store) == (copied[1], second)
+    assert third not in store.generations()
+
+
 def test_gc_keeps_shared_segments(store: Store) -> None:
     """A segment stays as long as one kept generation names it."""
     first, second, third = store.generations()
     (store.path / CURRENT).write_text(f"{first}\n")
-    forge(store, lambda fields: fields.update(model="0" * 64, number=4), number=4)
+    later = store.manifest(third).created_ms + 1
+    forge(store, lambda fields: fields.update(model="0" * 64, number=4, created_ms=later), number=4)
     gone = gc(store, keep=1)
     assert gone.generations == (first, second, third)
     assert segments(store) == {segment_of(store, store.current())}

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from store_cases import delta, documents, flip, holds, refresh, writer
+from store_cases import delta, delta_writer, documents, flip, holds, refresh, writer
 
 from store.copying import copy
 from store.errors import CorruptError, StoreError, StoreLockedError, StoreNotFoundError
 from store.files import FileEntry, locked, replace_file
-from store.format import LOCK
+from store.format import COMPACTION, LOCK, SWITCH
 from store.maintenance import gc, pin, rollback
 from store.manifest import Manifest
 from store.store import Store
@@ -162,9 +162,10 @@ def test_a_lock_with_strange_text(store: Store, text: str) -> None:
 
 
 def test_a_lock_is_released_by_an_error(store: Store) -> None:
-    """Leaving with an error releases the lock."""
+    """Leaving with an error releases the lock, and nothing tells of its holder any more."""
     with pytest.raises(KeyError), locked(store.path, "a test"):
         raise KeyError
+    assert (store.path / LOCK).read_bytes() == b""
     with locked(store.path, "another test"):
         pass
 
@@ -182,6 +183,17 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
         pass
     with pytest.raises(StoreError, match="cannot be written"):
         store.create()
+
+
+def test_what_publishing_needs_is_there_at_the_beginning(store: Store) -> None:
+    """A store's locks are made with it, for their owner; a delta that could not take the one that publishing takes, as
+    where another user made it, is refused before anything is encoded.
+    """
+    assert {LOCK, SWITCH, COMPACTION} <= {path.name for path in store.path.iterdir()}
+    (store.path / SWITCH).unlink()
+    (store.path / SWITCH).mkdir()
+    with pytest.raises(StoreError, match=f"{SWITCH} cannot be written"), delta_writer(store):
+        pass
 
 
 def test_no_store_to_lock(tmp_path: Path) -> None:

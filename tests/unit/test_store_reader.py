@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_cases import add, batch_of, bytecodes, documents, embeddings, holds, refresh, writer
+from store_cases import add, batch_of, bytecodes, data_file, documents, embeddings, flip, holds, refresh, writer
 
 from store.documents import Batch
-from store.errors import GivenUpError
+from store.errors import CorruptError, GivenUpError
 from store.files import FileEntry
 from store.format import DIGEST, U64
 from store.reader import Generation
@@ -111,6 +112,34 @@ def test_a_segment_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(3):
         assert holds(store, documents(9))
     assert len(checked) == 1
+
+
+def test_damage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who tries a damaged segment again is told the same without reading it, until its file changes or minutes pass."""
+    refresh(Store(tmp_path), documents(9))
+    store = Store(tmp_path)
+    file, read = data_file(store), 0
+    good = file.read_bytes()
+
+    def chunks(path: Path) -> Iterator[memoryview]:
+        nonlocal read
+        read += 1
+        yield memoryview(path.read_bytes())
+
+    monkeypatch.setattr("store.files._chunks", chunks)
+    flip(file, 6000)
+    for _ in range(3):
+        with pytest.raises(CorruptError, match=f"{file} is not what was written"):
+            store.open(store.current())
+    assert read == 1
+    monkeypatch.setattr("store.reader._DAMAGED_SECONDS", 0.0)
+    os.utime(file, ns=(0, 0))
+    for _ in range(2):
+        with pytest.raises(CorruptError):
+            store.open(store.current())
+    assert read == 3
+    file.write_bytes(good)
+    assert holds(store, documents(9))
 
 
 def test_a_verification_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,14 +169,40 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     monkeypatch.setattr(maintenance, "verify_generation", verified)
 
 
-def test_what_is_published_during_a_rollback_is_rolled_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rollback that names no generation leaves the one that is current at its end; one that does goes to that one."""
+@pytest.mark.parametrize("compacted", [False, True])
+def test_what_is_published_during_a_rollback_is_left_with_what_it_lies_over(
+    store: Store, monkeypatch: pytest.MonkeyPatch, compacted: bool
+) -> None:
+    """A rollback that names no generation leaves what was current when it began, and with it the deltas and merges that
+    came on top meanwhile; one that names a generation goes to that one.
+    """
     first, _, third = store.generations()
-    published = []
-    meanwhile(monkeypatch, lambda: published.append(delta(store, [Document("late", "late")]).name))
+    delta(store, [Document("early", "early")])
+    published: list[str] = []
+
+    def publish() -> None:
+        if compacted and not published:
+            assert compact(store, software=SOFTWARE) is not None
+        published.append(delta(store, [Document("late", "late")]).name)
+
+    meanwhile(monkeypatch, publish)
     assert rollback(store) == (published[0], third)
-    meanwhile(monkeypatch, lambda: published.append(delta(store, [Document("late", "later")]).name))
+    meanwhile(monkeypatch, publish)
     assert rollback(store, first) == (published[1], first)
+
+
+def test_two_rollbacks_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later one does not undo the earlier one, which it did not know of: it says what is current and why it stays.
+    To where it was going itself is no difference.
+    """
+    first, second, third = store.generations()
+    meanwhile(monkeypatch, lambda: rollback(store, first))
+    with pytest.raises(SupersededError, match=f"meanwhile {first} became current in place of {third}"):
+        rollback(store)
+    assert store.current() == first
+    rollback(store, third)
+    meanwhile(monkeypatch, lambda: rollback(store, second))
+    assert rollback(store) == (second, second)
 
 
 def test_a_collection_during_a_rollback(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 3))
     def collect(self, keep: int) -> None:
-        kept = {self.current, *self.store.generations()[-keep:], *self.pinned}
+        manifests = map(self.store.manifest, self.store.generations())
+        sealed = sorted(manifests, key=lambda one: (one.created_ms, one.number))
+        kept = {self.current, *(one.name for one in sealed[-keep:]), *self.pinned}
         if (parent := self.store.manifest(self.current).parent) in self.store.generations():
             kept.add(str(parent))
         gc(self.store, keep=keep)

@@ -7,16 +7,19 @@ import errno
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from store_cases import (
+    SOFTWARE,
     Document,
     add,
     batch_of,
     builds,
     data_file,
+    delta,
     documents,
     embeddings,
     flip,
@@ -29,9 +32,13 @@ from store_cases import (
     writer,
 )
 
+from store.adoption import adopt
 from store.errors import CorruptError, IdTypeError, NoGenerationError, StoreFullError, VectorsError
 from store.files import replace_file
 from store.format import BUILDING, CURRENT, GENERATIONS
+from store.lineage import latest_first, predecessors
+from store.maintenance import rollback
+from store.publication import switching
 from store.store import Store
 from store.writer import digests
 
@@ -155,6 +162,41 @@ def test_generations_follow_each_other(store: Store) -> None:
     assert times == sorted(times)
     for name, count in zip(names, (3, 4, 5), strict=True):
         assert holds(store, documents(count), name)
+
+
+def test_generations_follow_each_other_whatever_the_clock_says(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed where the clock is behind is not taken for what came before it: by a full refresh, by a delta and
+    by an adoption, also after a rollback.
+    """
+    first = refresh(store, documents(3)).name
+    monkeypatch.setattr("store.lineage.time", SimpleNamespace(time_ns=lambda: 0))
+    refresh(store, documents(4))
+    last = delta(store, [Document("late", "late")]).name
+    rollback(store, first)
+    refresh(store, documents(5))
+    adopt(store, model="0" * 64, software=SOFTWARE, judge=lambda _: {})
+    assert latest_first(store.path) == store.generations()[::-1]
+    times = [store.manifest(name).created_ms for name in store.generations()]
+    assert times == list(range(times[0], times[0] + 5))
+    assert list(predecessors(store.path, store.current()))[1:] == [last, store.generations()[1], first]
+
+
+def test_a_rollback_to_what_is_withdrawn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation that could not be published is not removed while somebody replaces CURRENT, who may go to it."""
+    refresh(store, documents(3))
+    with monkeypatch.context() as failing, contextlib.ExitStack() as somebody:
+        failing.setattr("store.files._PATIENCE", 0.0)
+        failing.setattr("store.manifest.replace_file", replacing_no_current)
+        with writer(store) as into:
+            add(into, documents(9))
+            with into.seal():
+                pass
+            with pytest.raises(StoreFullError):
+                into.publish({})
+            somebody.enter_context(switching(store.path, "a rollback"))
+    first, second = store.generations()
+    assert rollback(store, second) == (first, second)
+    assert holds(store, documents(9))
 
 
 def test_a_number_is_not_used_twice(store: Store) -> None:

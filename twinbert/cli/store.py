@@ -56,7 +56,10 @@ def verify(*, store: StoreOption, generation: GenerationOption = None) -> None:
     if not checked:
         typer.echo(f"{store}: nothing was published yet, so there is nothing to verify")
     if newer:
-        raise FormatError(f"{store}: a newer version wrote some of what was checked; update twinbert, or roll back")
+        raise FormatError(
+            f"{store}: a newer version wrote some of what was checked; update twinbert, or name a generation that this "
+            "version wrote to `twinbert store rollback`"
+        )
     if damaged:
         raise CorruptError(f"{store}: {damaged} of what was checked is damaged; roll back or refresh")
 
@@ -72,7 +75,8 @@ def rollback(
 ) -> None:
     """Make an earlier generation the current one; running servers follow within a second.
 
-    Where the parent of the current one does not verify, it is the newest before it that does. A refresh that is running
+    Where the parent of the current one does not verify, it is the latest before it that does. What was
+    published on top of the current one while this verifies is left with it. A refresh that is running
     publishes nothing then.
     """
     from store.maintenance import rollback as run
