@@ -16,7 +16,7 @@ STAGES = ("queue", "tokenize", "encode", "lookup", "cross", "scan")
 STATUSES = ("ok", "not_found", "not_scored")
 METHODS = ("Score", "Retrieve", "Describe")
 RECORDINGS = ("requests", "misses")
-RefusalReason = Literal["unverified", "bundle", "mismatch", "documents_lost", "error"]
+RefusalReason = Literal["unverified", "format", "bundle", "mismatch", "documents_lost", "error"]
 
 
 class Metrics:

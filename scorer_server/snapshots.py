@@ -22,7 +22,7 @@ from scorer_server.bundles import Bundles
 from scorer_server.metrics import Metrics, RefusalReason
 from scorer_server.settings import Settings
 from store.comparison import lost_share
-from store.errors import GenerationNotFoundError, StoreError
+from store.errors import FormatError, GenerationNotFoundError, IdTypeError, StoreError
 from store.lineage import is_earlier, lineage, predecessors
 from store.manifest import Manifest
 from store.reader import Generation
@@ -38,6 +38,8 @@ _RETRY_SECONDS = 10.0
 _REASONS: dict[type[Exception], RefusalReason] = {
     DriftError: "documents_lost",
     MismatchError: "mismatch",
+    IdTypeError: "mismatch",
+    FormatError: "format",
     BundleError: "bundle",
     StoreError: "unverified",
     OSError: "unverified",
@@ -94,6 +96,7 @@ class Snapshots:
 
     Raises:
         StoreError: CURRENT cannot be read, or neither its generation can be opened nor one before it.
+        FormatError: a newer version wrote the generation that CURRENT names.
         BundleError: the bundle of the current generation cannot.
         MismatchError: it was encoded under another fingerprint than the bundle's.
     """
@@ -107,6 +110,8 @@ class Snapshots:
         name = store.current()
         try:
             self._current = self._open(name)
+        except FormatError:
+            raise  # it is whole, and another version is wanted here
         except (StoreError, OSError) as error:
             self._current = self._open_before(name, error)
             self._note_refusal(name, error)
@@ -192,6 +197,8 @@ class Snapshots:
 
     def _begin_to_open(self, name: str) -> None:
         """Has a thread open a generation. It may take minutes, in which CURRENT is followed elsewhere."""
+        if self.refusal is not None and self.refusal.name != name:
+            self._refuse(None)  # of one that CURRENT does not name any more
         served = self._current
         work = asyncio.get_running_loop().run_in_executor(None, self._open, name, served.generation)
         self.keep(served, work)  # which it compares with
@@ -248,8 +255,7 @@ class Snapshots:
         """Opens what may stand in for a generation, or raises what is wrong with that."""
         for other in predecessors(self._store.path, name):
             with contextlib.suppress(StoreError, TwinbertError, OSError):
-                if not self._store.is_known_damaged(other):
-                    return self._open(other)
+                return self._open(other)
         raise error
 
     def _require_documents(self, served: Generation, generation: Generation) -> None:

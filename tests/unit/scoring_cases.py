@@ -19,17 +19,14 @@ from store.store import Store
 from store.writer import digests
 from tests.unit.batcher_cases import D, GatedRuntime
 
+KIND: dict[str, Any] = {"dimension": D, "fingerprint": "f" * 64, "model": "m" * 64}
+"""Of rows that `CrossingRuntime` may serve."""
+
 
 class CrossingRuntime(GatedRuntime):
     """A gated engine with a crossing: the score is the product of the first components over 100."""
 
-    bundle = SimpleNamespace(
-        fingerprint="f" * 64,
-        model="m" * 64,
-        dimension=D,
-        default_crossing="cosine",
-        crossings={"cosine": None},
-    )
+    bundle = SimpleNamespace(**KIND, default_crossing="cosine", crossings={"cosine": None})
 
     def cross(self, queries_QD: Any, documents_ND: Any, task_N: Any, crossing: str | None = None) -> Any:
         return queries_QD[task_N, 0] * documents_ND[:, 0] / 100
@@ -39,9 +36,7 @@ def published(store: Store) -> str:
     """Publishes five documents, d0 to d4; returns the generation's name."""
     ids = [f"d{number}" for number in range(5)]
     with store.writer(
-        fingerprint="f" * 64,
-        model="m" * 64,
-        dimension=D,
+        **KIND,
         encoding="float32",
         fixed_step=False,
         id_type="string",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from scorer_server.metrics import Metrics
@@ -14,7 +15,7 @@ from store.manifest import Manifest
 from store.store import Store
 from tests.unit import store_cases
 from tests.unit.batcher_cases import D
-from tests.unit.scoring_cases import CrossingRuntime
+from tests.unit.scoring_cases import KIND, CrossingRuntime
 from twinbert.errors import BundleError
 
 IDS = [f"d{number}" for number in range(200)]
@@ -72,10 +73,10 @@ def refused(metrics: Metrics, reason: str = "error") -> float | None:
     return metrics.registry.get_sample_value("twinbert_generation_refused", {"reason": reason})
 
 
-def lacking(store: Store, ids: list[str], quality: dict[str, Any]) -> str:
-    """Publishes documents whose embeddings do not matter."""
-    into = store_cases.writer(store, dimension=D, fingerprint="f" * 64, model="m" * 64)
-    chosen = [store_cases.Document(id_, id_) for id_ in ids]
+def published_with(store: Store, ids: Sequence[Any], quality: dict[str, Any], **settings: Any) -> str:
+    """Publishes documents whose embeddings do not matter; returns the generation's name."""
+    into = store_cases.writer(store, **KIND, **settings)
+    chosen = [store_cases.Document(id_, str(id_)) for id_ in ids]
     with into:
         batch = store_cases.batch_of(chosen)
         known_N = into.add_known(batch)
@@ -87,7 +88,7 @@ def lacking(store: Store, ids: list[str], quality: dict[str, Any]) -> str:
 
 async def overtaken(snapshots: Snapshots, store: Store, bundles: Bundles, first: str, ids: list[str] = IDS) -> str:
     """Publishes what takes until its release to open, and rolls back to `first` meanwhile; returns its name."""
-    name = lacking(store, ids, {"bundle": "late"})
+    name = published_with(store, ids, {"bundle": "late"})
     await until(bundles.holding.is_set)
     rollback(store, first)
     await serves(snapshots, first)

@@ -15,7 +15,7 @@ from store.copying import copy
 from store.maintenance import rollback
 from store.store import Store
 from tests.unit import store_cases
-from tests.unit.snapshot_cases import FORCED, IDS, Bundles, lacking, overtaken, refused, run, serves, until
+from tests.unit.snapshot_cases import FORCED, IDS, Bundles, overtaken, published_with, refused, run, serves, until
 
 
 def test_a_generation_that_lost_documents_is_refused_unless_someone_wants_it(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_generation_that_lost_documents_is_refused_unless_someone_wants_it(tmp
     served. A generation that is small is served whatever it lacks.
     """
     store = Store(tmp_path / "store")
-    small = lacking(store, [f"x{number}" for number in range(50)], {})
+    small = published_with(store, [f"x{number}" for number in range(50)], {})
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
         async def accepts(name: str) -> None:
@@ -32,19 +32,19 @@ def test_a_generation_that_lost_documents_is_refused_unless_someone_wants_it(tmp
             assert refused(metrics, "documents_lost") == 0
 
         assert snapshots.current.generation.name == small
-        whole = lacking(store, IDS, {})
+        whole = published_with(store, IDS, {})
         await accepts(whole)
-        most = lacking(store, IDS[50:], {})
+        most = published_with(store, IDS[50:], {})
         await accepts(most)
-        other_ids = lacking(store, [f"y{number}" for number in range(200)], {"gate": {"forced": False}})
+        other_ids = published_with(store, [f"y{number}" for number in range(200)], {"gate": {"forced": False}})
         await until(lambda: refused(metrics, "documents_lost") == 1)
         assert snapshots.refusal is not None
         assert (snapshots.refusal.name, snapshots.refusal.until) == (other_ids, float("inf"))
         assert re.search("lacks 100.0% of the 150 documents.*30.0% may be missing.*--force", snapshots.refusal.message)
         assert snapshots.current.generation.name == most
-        few = lacking(store, IDS[:80], FORCED)
+        few = published_with(store, IDS[:80], FORCED)
         await accepts(few)
-        await accepts(lacking(store, IDS, {}))
+        await accepts(published_with(store, IDS, {}))
         rollback(store, small)
         await accepts(small)
 
@@ -54,9 +54,9 @@ def test_a_generation_that_lost_documents_is_refused_unless_someone_wants_it(tmp
 def test_a_store_that_was_built_again_elsewhere_is_compared(tmp_path: Path) -> None:
     """Its generations have low numbers, and are no rollback: what lacks documents is refused when it is copied over."""
     store, elsewhere = Store(tmp_path / "store"), Store(tmp_path / "elsewhere")
-    lacking(store, IDS, {})
-    whole = lacking(store, IDS, {})
-    other = lacking(elsewhere, IDS[:80], {})
+    published_with(store, IDS, {})
+    whole = published_with(store, IDS, {})
+    other = published_with(elsewhere, IDS[:80], {})
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
         copy(elsewhere, store)
@@ -67,22 +67,57 @@ def test_a_store_that_was_built_again_elsewhere_is_compared(tmp_path: Path) -> N
     run(store, test)
 
 
+def test_what_a_newer_version_wrote_and_ids_of_the_other_type_are_no_damage(tmp_path: Path) -> None:
+    """They are refused each under its own reason, and the disk is not at fault."""
+    store, elsewhere = Store(tmp_path / "store"), Store(tmp_path / "elsewhere")
+    whole = published_with(store, IDS, {})
+    published_with(elsewhere, range(200), {}, id_type="integer")
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        copy(elsewhere, store)
+        await until(lambda: refused(metrics, "mismatch") == 1)
+        store_cases.forge(store, lambda fields: fields.update(format=2), number=3)
+        await until(lambda: refused(metrics, "format") == 1)
+        assert refused(metrics, "mismatch") == refused(metrics, "unverified") == 0
+        assert snapshots.current.generation.name == whole
+
+    run(store, test)
+
+
+def test_a_refusal_ends_when_current_names_another(tmp_path: Path) -> None:
+    """From the moment in which the other one is opened, which may take minutes, and not only when it is served."""
+    store, bundles = Store(tmp_path / "store"), Bundles()
+    published_with(store, IDS, {})
+
+    async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
+        published_with(store, IDS[:9], {})
+        await until(lambda: refused(metrics, "documents_lost") == 1)
+        late = published_with(store, IDS, {"bundle": "late"})
+        await until(bundles.holding.is_set)
+        assert snapshots.refusal is None
+        assert refused(metrics, "documents_lost") == 0
+        bundles.release.set()
+        await serves(snapshots, late)
+
+    run(store, test, bundles)
+
+
 @pytest.mark.parametrize("case", ["forced unseen", "manifest gone", "forced long ago"])
 def test_what_was_forced_and_never_seen_counts_for_what_follows(tmp_path: Path, case: str) -> None:
     """A replica that sees only what came after a forced generation serves it, if it can tell; but one that was forced
     before what is served excuses nothing.
     """
     store, elsewhere = Store(tmp_path / "store"), Store(tmp_path / "elsewhere")
-    lacking(elsewhere, IDS, {})
-    forced = lacking(elsewhere, IDS[:80], FORCED)
+    published_with(elsewhere, IDS, {})
+    forced = published_with(elsewhere, IDS[:80], FORCED)
     if case == "forced long ago":
-        lacking(elsewhere, IDS, {})
+        published_with(elsewhere, IDS, {})
     else:
         rollback(elsewhere)
     whole, _ = copy(elsewhere, store)
     if case != "forced long ago":
         rollback(elsewhere, forced)
-    last = lacking(elsewhere, IDS[:81], {})
+    last = published_with(elsewhere, IDS[:81], {})
     for name in elsewhere.generations():
         if name != forced or case != "manifest gone":
             shutil.copy(store_cases.manifest_path(elsewhere, name), store.path / "generations")
@@ -102,11 +137,11 @@ def test_what_was_forced_and_never_seen_counts_for_what_follows(tmp_path: Path, 
 def test_a_generation_is_compared_with_the_one_that_it_replaces(tmp_path: Path) -> None:
     """Where another is served by the time that it is ready, it is compared again, with that one."""
     store = Store(tmp_path / "store")
-    first = lacking(store, IDS, {})
+    first = published_with(store, IDS, {})
     bundles = Bundles()
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
-        second = lacking(store, IDS[:150], {})
+        second = published_with(store, IDS[:150], {})
         await serves(snapshots, second)
         third = await overtaken(snapshots, store, bundles, first, IDS[:110])
         rollback(store, third)

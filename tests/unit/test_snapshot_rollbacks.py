@@ -13,7 +13,7 @@ from scorer_server.snapshots import Snapshots
 from store.maintenance import rollback
 from store.store import Store
 from tests.unit.scoring_cases import published
-from tests.unit.snapshot_cases import IDS, Bundles, lacking, overtaken, run, serves, until
+from tests.unit.snapshot_cases import IDS, Bundles, overtaken, published_with, run, serves, until
 
 
 def test_a_rollback_is_followed_while_another_generation_is_opened(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_generation_that_was_rolled_back_while_it_was_opened_is_not_served(
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
         monkeypatch.setattr(Snapshots, "_open", rolled_back)
-        lacking(store, IDS, {})
+        published_with(store, IDS, {})
         await until(closed.is_set)
         assert snapshots.current.generation.name == first
         assert len(snapshots.held) == 1

@@ -11,14 +11,13 @@ from scorer_server import snapshots as module
 from scorer_server.metrics import Metrics
 from scorer_server.settings import Settings
 from scorer_server.snapshots import Snapshots
-from store.errors import CorruptError, NoGenerationError
+from store.errors import CorruptError, FormatError, NoGenerationError
 from store.files import FileEntry
 from store.maintenance import rollback
 from store.store import Store
 from tests.unit import store_cases
-from tests.unit.batcher_cases import D
-from tests.unit.scoring_cases import published
-from tests.unit.snapshot_cases import IDS, Bundles, lacking, refused, run, serves
+from tests.unit.scoring_cases import KIND, published
+from tests.unit.snapshot_cases import IDS, Bundles, published_with, refused, run, serves
 
 
 @pytest.mark.parametrize("damage", ["segment", "manifest", "gone"])
@@ -29,10 +28,10 @@ def test_a_start_beside_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
     store = Store(tmp_path / "store")
     published(store)
-    good = lacking(store, IDS, {})
-    lacking(store, IDS[:150], {"bundle": "none"})
-    store_cases.flip(store_cases.data_file(store, lacking(store, IDS[:160], {})), 6000)
-    current = lacking(store, IDS[:170], {})
+    good = published_with(store, IDS, {})
+    published_with(store, IDS[:150], {"bundle": "none"})
+    store_cases.flip(store_cases.data_file(store, published_with(store, IDS[:160], {})), 6000)
+    current = published_with(store, IDS[:170], {})
     file = store_cases.manifest_path(store, current)
     file = store_cases.data_file(store, current) if damage == "segment" else file
     content = file.read_bytes()
@@ -54,13 +53,22 @@ def test_a_start_beside_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     run(store, test)
 
 
+def test_a_start_beside_a_newer_version(tmp_path: Path) -> None:
+    """What a newer version wrote is whole, and nothing else is served in its place: the line says what to update."""
+    store = Store(tmp_path / "store")
+    published(store)
+    store_cases.forge(store, lambda fields: fields.update(format=2), number=2)
+    with pytest.raises(FormatError, match="update"):
+        started(store)
+
+
 def test_a_start_goes_back_where_a_rollback_would(tmp_path: Path) -> None:
     """To the parent: what an operator has left is not served again because what came after it is damaged."""
     store = Store(tmp_path / "store")
     first = published(store)
-    lacking(store, IDS, {})
+    published_with(store, IDS, {})
     rollback(store)
-    store_cases.flip(store_cases.data_file(store, lacking(store, IDS[:9], {})), 5000)
+    store_cases.flip(store_cases.data_file(store, published_with(store, IDS[:9], {})), 5000)
 
     async def test(snapshots: Snapshots, runtime: Any, metrics: Metrics) -> None:
         assert snapshots.current.generation.name == first
@@ -72,10 +80,9 @@ def test_a_start_reads_damage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Where generations share the segment that is damaged, none of them is read to find that out again."""
     store = Store(tmp_path / "store")
     published(store)
-    lacking(store, IDS, {})
-    settings: dict[str, Any] = {"dimension": D, "fingerprint": "f" * 64, "model": "m" * 64}
-    for _ in range(3):
-        store_cases.delta(store, [store_cases.Deletion(f"d{_}")], **settings)
+    published_with(store, IDS, {})
+    for number in range(3):
+        store_cases.delta(store, [store_cases.Deletion(f"d{number}")], **KIND)
     base = store.path / "segments" / store.manifest(store.current()).segments[-1].id / "data.mdb"
     store_cases.flip(base, 6000)
     checked, check = [], FileEntry.check
@@ -99,7 +106,7 @@ def test_a_start_without_anything_to_serve(tmp_path: Path) -> None:
     store.create()
     with pytest.raises(NoGenerationError):
         started(store)
-    names = [published(store), lacking(store, IDS, {})]
+    names = [published(store), published_with(store, IDS, {})]
     for name in names:
         store_cases.flip(store_cases.data_file(store, name), 5000)
     with pytest.raises(CorruptError, match=str(store_cases.data_file(store, names[1]))):

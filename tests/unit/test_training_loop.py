@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from twinbert.errors import UsageError
-from twinbert.training import loop
+from twinbert.training import devices, loop
 from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.loop import Task, fit, windows
 from twinbert.training.report import Silent
@@ -179,7 +179,7 @@ def test_bf16_is_the_default_also_under_accelerate_launch(
     launched: str | None, option: Precision | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`accelerate launch` says `no` unasked, so only our own option turns bf16 off; the first call counts for all."""
-    monkeypatch.setattr(loop, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
