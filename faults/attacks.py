@@ -28,7 +28,8 @@ _EVER = 20.0
 
 
 @contextmanager
-def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
+def attempts(folder: Path, bundle: Path, *, ever: float = _EVER) -> Iterator[Attempt]:
+    """Attempts with each kind in turn, none of which makes the p99 more than `ever` times the quiet one."""
     store = folder / "store"
     refresh(bundle, store, write_documents(folder / "documents.jsonl", texts(0, 90)))
     ids = [f"d{number}" for number in range(50)]
@@ -48,7 +49,7 @@ def _prepared(folder: Path, bundle: Path) -> Iterator[Attempt]:
             grown = vitals.readings[-1][1] - vitals.readings[0][1]
             require(grown < _MOST_MB, f"{kind}: it takes {grown:.0f} MB more than before")
             ratio, some = attacked / quiet, ratios[kind]
-            require(ratio <= _EVER, f"{kind}: p99 is {1e3 * attacked:.1f} ms, {ratio:.0f} times the quiet one")
+            require(ratio <= ever, f"{kind}: p99 is {1e3 * attacked:.1f} ms, {ratio:.0f} times the quiet one")
             some.append(ratio)
             middle = float(np.median(some))
             require(len(some) < _ENOUGH or middle <= _RATIO, f"{kind}: p99 is {middle:.1f} times the quiet one: {some}")
@@ -82,8 +83,9 @@ ATTACKS = Fault(
     name="attacks",
     title="Slow-loris: silent connections, header-only calls, reset floods, oversize and malformed frames",
     promise="honest p99 within twice the quiet one, whatever the kind; memory bounded",
-    unit="acts",
+    unit="acts in one run",
     wanted=10_000,
     quick=1000,
-    prepare=_prepared,
+    one_run=True,  # only with several attempts of a kind is there a median to judge
+    prepare=attempts,
 )

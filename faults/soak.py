@@ -103,7 +103,12 @@ class _Publisher:
 def _require_served(caller: Caller, message: bytes, generation: str) -> None:
     """Waits for answers from the generation that was published last."""
     until = time.monotonic() + _SWAP_S
-    while (answered := ScoreResponse.FromString(caller.run(caller.answer(message)).response).generation) != generation:
+    while True:
+        answer = caller.run(caller.answer(message))
+        require_ok([answer])
+        answered = ScoreResponse.FromString(answer.response).generation
+        if answered == generation:
+            return
         require(
             time.monotonic() < until,
             f"{answered} is served and {generation} is not, {_SWAP_S:g} s after it was published",

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from faults import deadlines, overload, soak, workers
+from faults import attacks, deadlines, overload, soak, workers
 from faults.corpora import texts
 from faults.fault import Attempt
 from faults.serving import Stored
@@ -61,7 +61,11 @@ def stored(folder: Path, bundle: Path, *, products: int = 4) -> Stored:
 
 
 def _overload(folder: Path, bundle: Path) -> AbstractContextManager[Attempt]:
-    return overload.attempts(stored(folder, bundle), seconds=0.6, least=0.0, recovery=math.inf)
+    return overload.attempts(stored(folder, bundle), seconds=0.6, least=0.0, refused_s=math.inf, recovery=math.inf)
+
+
+def _attacks(folder: Path, bundle: Path) -> AbstractContextManager[Attempt]:
+    return attacks.attempts(folder, bundle, ever=math.inf)
 
 
 def _workers(folder: Path, bundle: Path) -> AbstractContextManager[Attempt]:
@@ -72,6 +76,7 @@ def _deadlines(folder: Path, bundle: Path) -> AbstractContextManager[Attempt]:
     return deadlines.attempts(stored(folder, bundle, products=20))  # 64 queries are to keep the engine busy
 
 
+ATTACKS = replace(attacks.ATTACKS, prepare=_attacks)
 DEADLINES = replace(deadlines.DEADLINES, prepare=_deadlines)
 OVERLOAD = replace(overload.OVERLOAD, prepare=_overload)
 SOAK = replace(soak.SOAK, prepare=lambda folder, bundle: soak.attempts(stored(folder, bundle), seconds=0.5))

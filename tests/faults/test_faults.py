@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from faults.attacks import ATTACKS
 from faults.catalogue import FAULTS
 from faults.clock import CLOCK
 from faults.damaged import CUT, DAMAGED
@@ -16,7 +15,7 @@ from faults.full_disk import FULL_DISK
 from faults.fuzz import FUZZ
 from faults.killed import KILLED
 from faults.swaps import SWAPS
-from tests.faults.small import DEADLINES, OVERLOAD, SOAK, WORKERS
+from tests.faults.small import ATTACKS, DEADLINES, OVERLOAD, SOAK, WORKERS
 
 # Each action both ways; both files at their ends and within; every damage; each action on a disk that is full; every
 # attack; a delta, a compaction and a full refresh.

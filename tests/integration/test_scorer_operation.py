@@ -173,7 +173,6 @@ sys.exit(main(sys.argv[1:]))
         server = Server(process)
         server.started()
         assert server.stop() == 0
-        server._reader.join(timeout=60)
         assert process.stdout is not None
         assert float(process.stdout.read()) == pytest.approx(1e-4)
 
