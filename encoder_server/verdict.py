@@ -52,10 +52,10 @@ class Verdict:
 
     Attributes:
         against: name of the generation that was compared with.
-        recorded: requests that were replayed; the others asked for the texts of documents.
+        recorded: requests that were replayed and name documents of that generation; the others were texts of documents.
         asked: requests in all.
         measured: what was found.
-        compared: whether the scores were; the bundle in service may not be at hand when a publication is forced.
+        compared: whether enough rankings were; the bundle in service may not be at hand when a publication is forced.
         limits: what is allowed.
         force: whether a refusal is overridden.
     """

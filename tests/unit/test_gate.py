@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from encoder_server.adoption import adopt
 from encoder_server.documents import Deletion, Document
 from encoder_server.gate import Gate
 from encoder_server.refresh import Refresh
@@ -168,6 +170,42 @@ def test_what_users_ask_for_weighs_more_than_what_is_stored(store: Store, runtim
     verdict = publish(store, runtime, fewer)
     assert verdict is not None
     assert verdict.recorded == 0
+
+
+@pytest.mark.parametrize("ids", [["x{}", "x{}1"], ["d{}"]])
+def test_a_recording_that_ranks_nothing_hides_nothing(
+    store: Store, runtime: Runtime, bundles: Path, tmp_path: Path, ids: list[str]
+) -> None:
+    """Of requests that name documents of another store, or one each, texts make up for the rankings: a broken export is
+    refused, and so is a source that joined half of its columns wrongly.
+    """
+    lines = [(text(number), [id_.format(number) for id_ in ids]) for number in range(0, DOCUMENTS, 2)]
+    replay = recorded(tmp_path / "requests.jsonl", *lines)
+    broken = Runtime(Bundle.open(bundles / "constant"), towers=TOWERS)
+    assert "kendall tau is 0.000" in refused(store, broken, corpus(), replay=replay)
+    half = corpus(range(0, DOCUMENTS, 2)) + corpus(range(1, DOCUMENTS, 2), shift=1)
+    assert "kendall tau is" in refused(store, runtime, half, replay=replay)
+
+
+def test_a_query_tower_is_adopted_on_rankings_alone(store: Store, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Requests that name documents of another store are none to compare by, however many: that is said."""
+
+    def adopted(change: Any, rankings: int) -> str:
+        bundle = variant(tiny_bundle, tmp_path / change.__name__ / str(rankings), "query", change)
+        lines = [(text(number), [f"d{number}", f"d{number + 1}"]) for number in range(rankings)]
+        replay = recorded(tmp_path / "requests.jsonl", *lines, *[("red shoe", ["x", "y"])] * 40)
+        gate = GateSettings(replay=replay, bundles=tiny_bundle.parent)
+        return adopt(bundle=bundle, store=store.path, report=mock.Mock(), gate=gate)
+
+    before = published_files(store)
+    for change, rankings in ((shuffled, 0), (retrained, 19)):
+        told = f"has {rankings} rankings .* needs 20: {rankings} of {rankings + 40} recorded requests name"
+        with pytest.raises(UsageError, match=told):
+            adopted(change, rankings)
+    with pytest.raises(DriftError, match="kendall tau is"):
+        adopted(shuffled, 60)
+    assert published_files(store) == before
+    assert adopted(retrained, 20) == store.current()
 
 
 def test_limits_are_settings(store: Store, runtime: Runtime) -> None:
