@@ -102,16 +102,24 @@ class Gate:
             asked=comparison.asked,
             measured=found,
             limits=dataclasses.replace(SAME_MODEL if same else OTHER_MODEL, **self._settings.limits),
-            compared=same or (serving is not None and comparison.ranked >= _FEWEST),
-            force=self._settings.force,
+            forced=self._settings.force,
         )
-        if not (verdict.compared or verdict.exceeded or verdict.force):
+        if not (same or comparison.ranked >= _FEWEST or verdict.exceeded or verdict.forced):
             raise UsageError(
-                f"the swap gate has {comparison.ranked} rankings to compare and needs {_FEWEST}: {comparison.recorded} of "
-                f"{len(recorded)} recorded requests name documents of this store; name a file that has more with "
-                "--replay, or publish without comparing: --force"
+                f"the swap gate has {comparison.ranked} rankings to compare and needs {_FEWEST}: "
+                f"{comparison.recorded} of {len(recorded)} recorded requests name documents of this store; name a file that "
+                "has more with --replay, or publish without comparing: --force"
             )
         return verdict
+
+    def noted(self, verdict: Verdict | None) -> dict[str, Any]:
+        """What `quality` in the manifest says of it: that it was forced also where nothing was refused, or compared.
+
+        A replica may serve an older generation than the one that was compared with, and lack what that one has.
+        """
+        if verdict is not None:
+            return {"gate": verdict.as_dict()}
+        return {"gate": {"forced": True}} if self._settings.force else {}
 
     def _runtime_of(self, current: Manifest) -> Runtime | None:
         """The bundle that serves the current generation; None where it is not found and nobody insists."""
