@@ -128,6 +128,8 @@ def refresh(
                 described = {"model": opened.model, "encoding": pipeline.encoding}
                 report.event("started", text, store=str(store), documents=str(documents), **described)
                 with reporting_pace(pipeline, source, report), pipeline:
+                    if chosen is not None:
+                        chosen.leave_deleted(target)
                     _add_all(reader, pipeline, rejections, report)
                     if chosen is not None:
                         text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"

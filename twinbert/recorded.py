@@ -64,13 +64,16 @@ def read_requests(path: Path, id_type: str, count: int) -> list[Request]:
 
 
 def read_missed(path: Path, id_type: str) -> set[str | int]:
-    """The ids of this type in a recording of misses, but for those that were deleted.
+    """The ids of this type in a recording of misses, but for those that were deleted when they were last recorded.
 
     Raises:
         UsageError: as `read_requests`.
     """
-    lines = (line for line in _lines(path) if _is_id(line.get("id"), id_type))
-    return {line["id"] for line in lines if line.get("reason") != DELETED}
+    latest: dict[str | int, object] = {}
+    for line in _lines(path):
+        if _is_id(line.get("id"), id_type):
+            latest.setdefault(line["id"], line.get("reason"))
+    return {id_ for id_, reason in latest.items() if reason != DELETED}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

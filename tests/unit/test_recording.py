@@ -18,7 +18,7 @@ from scorer_server.metrics import Metrics
 from scorer_server.recording import Recorder
 from scorer_server.sampling import Misses, MissSampler, RequestSampler
 from twinbert.errors import UsageError
-from twinbert.recorded import Request, older, read_missed, read_requests
+from twinbert.recorded import MissReason, Request, older, read_missed, read_requests
 from twinbert.v1 import scorer_pb2 as pb
 
 
@@ -193,6 +193,17 @@ def test_a_miss_is_recorded_once_and_without_its_query(recording: Recording, mon
     assert {line["generation"] for line in lines[:4]} == {"000001-00000000"}
     assert [line.get("query") for line in lines] == [None] * 5 + ["second"]
     assert read_missed(recording.path, "string") == {"a", "b", "c", "d"}  # what was deleted stays deleted
+
+
+def test_a_miss_is_recorded_for_each_reason(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was never there, came and was deleted is read as deleted: the latest line counts."""
+    monkeypatch.setattr("scorer_server.sampling._MISSES_RATE", 1e9)
+    sampler = MissSampler(recording.recorder, queries=False)
+    reasons: list[MissReason] = ["never_seen", "deleted", "deleted"]
+    for reason in reasons:
+        sampler.offer(request(("q", ["a"])), Misses(["a"], np.zeros(1, np.int64), [reason]), "000001-00000000")
+    assert [line["reason"] for line in recording.lines()] == ["never_seen", "deleted"]
+    assert read_missed(recording.path, "string") == set()
 
 
 def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
