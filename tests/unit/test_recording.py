@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -107,6 +109,40 @@ def test_a_disk_that_fails_costs_a_record_and_no_more(tmp_path: Path) -> None:
     older(recording.path).rmdir()
     recording.recorder.offer(lambda: [{"text": "y" * 60}])
     assert [line["text"][0] for line in recording.lines()] == ["x", "y"]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_file_that_is_gone_is_made_again(recording: Recording, tmp_path: Path, moved: bool) -> None:
+    """Whoever moves the file away, or removes it, loses no line that comes after, and nobody else may read those."""
+    recording.recorder.offer(lambda: [{"text": "before"}])
+    while recording.counted("recorded_lines") != 1:
+        pass
+    away = tmp_path / "moved"
+    recording.path.rename(away)
+    if not moved:
+        away.unlink()
+    recording.recorder.offer(lambda: [{"text": "after"}])
+    assert recording.lines() == [{"text": "after"}]
+    assert stat.S_IMODE(recording.path.stat().st_mode) == 0o600
+    assert not moved or away.read_text() == '{"text": "before"}\n'
+
+
+@pytest.mark.parametrize("failing", ["os.open", "fcntl.flock"])
+def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path, failing: str) -> None:
+    """After the full file was moved no next one can be made: lines are dropped, none that was written is lost, and when it
+    can be made recording goes on.
+    """
+    recording = Recording(tmp_path / "requests.jsonl", 200)
+    recording.recorder.offer(lambda: [{"text": "x" * 60}])
+    while recording.counted("recorded_lines") != 1:
+        pass
+    with mock.patch(f"scorer_server.recording.{failing}", side_effect=OSError(errno.EMFILE, "too many open files")):
+        for _ in range(2):
+            recording.recorder.offer(lambda: [{"text": "y" * 60}])
+        while recording.counted("recordings_dropped") != 2:
+            pass
+    recording.recorder.offer(lambda: [{"text": "z" * 60}])
+    assert [line["text"][0] for line in recording.lines()] == ["x", "z"]
 
 
 def test_only_the_owner_reads_and_one_server_writes(recording: Recording, tmp_path: Path) -> None:
