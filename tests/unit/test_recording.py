@@ -250,11 +250,14 @@ def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
     good = {"query": "q", "ids": ["a"]}
     bad = [{"query": " ", "ids": []}, {"query": "q", "ids": [1]}, {"query": 3}, {"query": "q", "ids": "abc"}, [], None]
     bad += [{"query": "q", "ids": [True]}, {"query": "q", "ids": [""]}, {"query": "q", "crossing": 3}]
+    bad += [{"query": "a\ud800", "ids": ["a"]}, {"query": "q", "ids": ["a", "\ud800"]}]  # which have no UTF-8
     text = "".join(json.dumps(line) + "\n" for line in (*bad, good, {"query": "alone"}))
     path.write_bytes(b"\xff\xfe\n" + text.encode() + b"[" * 100_000 + b'\n{"query": "cut o')
     assert read_requests(path, "string", 9) == [Request("alone", [], ""), Request("q", ["a"], "")]
     assert read_requests(path, "integer", 9) == [Request("alone", [], ""), Request("q", [1], "")]
     assert read_requests(path, "string", 1) == [Request("alone", [], "")]
+    path.write_text("".join(json.dumps({"id": id_}) + "\n" for id_ in ("\ud800", "a", "b\udfff", 1, "")))
+    assert read_missed(path, "string") == {"a"}
 
 
 def test_what_workers_recorded_is_read_as_one(tmp_path: Path) -> None:
