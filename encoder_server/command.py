@@ -213,11 +213,12 @@ class _Reader:
         documents = iter(self._source)
         while True:
             self._reading = True
-            if self._interrupted:
-                self._reading = False
-                raise KeyboardInterrupt
-            chunk = _chunk(documents)
-            self._reading = False
+            try:
+                if self._interrupted:
+                    raise KeyboardInterrupt
+                chunk = _chunk(documents)
+            finally:
+                self._reading = False  # what comes now must end in order, also where the source failed
             if not chunk:
                 return
             yield chunk
