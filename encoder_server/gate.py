@@ -107,8 +107,8 @@ class Gate:
         if not (same or comparison.ranked >= _FEWEST or verdict.exceeded or verdict.forced):
             raise UsageError(
                 f"the swap gate has {comparison.ranked} rankings to compare and needs {_FEWEST}: "
-                f"{comparison.recorded} of {len(recorded)} recorded requests name documents of this store; name a file that "
-                "has more with --replay, or publish without comparing: --force"
+                f"{comparison.recorded} of {len(recorded)} recorded requests name documents of this store; name a file "
+                "that has more with --replay, or publish without comparing: --force"
             )
         return verdict
 

@@ -31,8 +31,8 @@ _OWNERS = 0o600
 
 
 class Recorder:
-    """Appends JSON Lines to a file in a thread of its own. A full file becomes FILE.1, in place of the one before it; one
-    that somebody has moved or removed is made again.
+    """Appends JSON Lines to a file in a thread of its own. A full file becomes FILE.1, in place of the one before it; a
+    file that somebody has moved or removed is made again.
 
     Only the owner may read the files, also those that were there: they say what users asked for.
 
@@ -100,7 +100,7 @@ class Recorder:
             self._written.inc()
 
     def _is_open(self) -> bool:
-        """Whether the open file is the one at the path, which may be moved or removed, or failed to open the last time."""
+        """Whether the open file is the one at the path: it may have been moved since, or the next one not be opened."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:

@@ -129,8 +129,8 @@ def test_a_file_that_is_gone_is_made_again(recording: Recording, tmp_path: Path,
 
 @pytest.mark.parametrize("failing", ["os.open", "fcntl.flock"])
 def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path, failing: str) -> None:
-    """After the full file was moved no next one can be made: lines are dropped, none that was written is lost, and when it
-    can be made recording goes on.
+    """After the full file was moved the next cannot be made: lines are dropped, none that was written is lost, and when
+    it can be made recording goes on.
     """
     recording = Recording(tmp_path / "requests.jsonl", 200)
     recording.recorder.offer(lambda: [{"text": "x" * 60}])
