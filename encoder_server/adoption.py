@@ -49,16 +49,16 @@ def adopt(*, bundle: Path, store: Path, report: Report, gate: GateSettings) -> s
                 f"generation {current.name} has fingerprint {current.fingerprint}, bundle {opened.path} has "
                 f"{opened.fingerprint}: its documents must be encoded again, with twinbert refresh"
             )
+        judging = Gate(gate, Runtime(opened))
         with (
             contextlib.closing(target.open(current.name)) as generation,
             ThreadPoolExecutor(default_workers(), "encode") as workers,
         ):
-            verdict = Gate(gate, Runtime(opened)).judge(generation, generation, opened.model, [], workers)
+            verdict = judging.judge(generation, generation, opened.model, [], workers)
         quality = {name: value for name, value in current.quality.items() if name != "gate"}
         if verdict is not None:
             report.event("gate", verdict.table(), **verdict.as_dict())
             verdict.require()
-            quality["gate"] = verdict.as_dict()
-        return quality
+        return quality | judging.noted(verdict)
 
     return publish(target, model=opened.model, software=f"twinbert {__version__}", judge=judge).name

@@ -128,6 +128,8 @@ def refresh(
                 described = {"model": opened.model, "encoding": pipeline.encoding}
                 report.event("started", text, store=str(store), documents=str(documents), **described)
                 with reporting_pace(pipeline, source, report), pipeline:
+                    if chosen is not None:
+                        chosen.leave_deleted(target)
                     _add_all(reader, pipeline, rejections, report)
                     if chosen is not None:
                         text = f"{documents} has {chosen.found:,} of the {chosen.wanted:,} documents that were missing"
@@ -211,11 +213,12 @@ class _Reader:
         documents = iter(self._source)
         while True:
             self._reading = True
-            if self._interrupted:
-                self._reading = False
-                raise KeyboardInterrupt
-            chunk = _chunk(documents)
-            self._reading = False
+            try:
+                if self._interrupted:
+                    raise KeyboardInterrupt
+                chunk = _chunk(documents)
+            finally:
+                self._reading = False  # what comes now must end in order, also where the source failed
             if not chunk:
                 return
             yield chunk

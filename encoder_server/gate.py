@@ -31,8 +31,8 @@ from twinbert.recorded import Request, read_requests
 from twinbert.runtime import Floats, Runtime
 
 _REQUESTS = 500  # the latest of a recording
-_ENOUGH = 64  # requests; where fewer were recorded, texts of documents make up for them
-_FEWEST = 20  # requests that tell a broken model, whose τ is 0 ± 0.2 for 20 candidates, from one that agrees
+_ENOUGH = 64  # rankings to compare; where recorded requests give fewer, texts of documents make up for them
+_FEWEST = 20  # rankings that tell a broken model, whose τ is 0 ± 0.2 for 20 candidates, from one that agrees
 _AT_ONCE = 32  # requests whose candidates are in memory
 _CANDIDATES = 1000  # of one request: what τ takes grows with their square
 _SAMPLED_CANDIDATES = 100  # of a request that names none
@@ -79,38 +79,47 @@ class Gate:
             before: the current one.
             after: the one that is to replace it.
             model: the one that is meant to serve it.
-            texts: of documents, to ask for where too few requests were recorded.
+            texts: of documents, to ask for where too few recorded requests rank documents of both.
             workers: encode.
 
         Returns:
             What was found; None where the current one has too few documents to tell.
 
         Raises:
-            UsageError: as `prepare`, or there is too little to ask for.
+            UsageError: as `prepare`, or there are too few rankings to compare two models by.
         """
         if not _judged(before.manifest):
             return None
         if self._prepared != before.name:
             self.prepare(before.manifest, model)
         serving, recorded = self._serving, self._recorded
-        requests = recorded + [Request(text, [], "") for text in texts[: max(0, _ENOUGH - len(recorded))]]
         same = serving is self._runtime  # and so are the scores of whatever did not change
-        if not same and not texts and len(recorded) < _FEWEST and not self._settings.force:
-            raise UsageError(
-                f"the swap gate has {len(recorded)} recorded requests to ask for and needs {_FEWEST}: name a file that "
-                "has them with --replay, or publish without comparing: --force"
-            )
-        found = _Comparison(before, serving, after, self._runtime).of(requests, workers)
-        defaults = SAME_MODEL if same else OTHER_MODEL
-        return Verdict(
+        comparison = _Comparison(before, serving, after, self._runtime)
+        found = comparison.of(recorded, texts, workers)
+        verdict = Verdict(
             against=before.name,
-            recorded=len(recorded),
-            asked=len(requests),
+            recorded=comparison.recorded,
+            asked=comparison.asked,
             measured=found,
-            limits=dataclasses.replace(defaults, **self._settings.limits),
-            compared=same or (serving is not None and bool(requests)),
-            force=self._settings.force,
+            limits=dataclasses.replace(SAME_MODEL if same else OTHER_MODEL, **self._settings.limits),
+            forced=self._settings.force,
         )
+        if not (same or comparison.ranked >= _FEWEST or verdict.exceeded or verdict.forced):
+            raise UsageError(
+                f"the swap gate has {comparison.ranked} rankings to compare and needs {_FEWEST}: "
+                f"{comparison.recorded} of {len(recorded)} recorded requests name documents of this store; name a file "
+                "that has more with --replay, or publish without comparing: --force"
+            )
+        return verdict
+
+    def noted(self, verdict: Verdict | None) -> dict[str, Any]:
+        """What `quality` in the manifest says of it: that it was forced also where nothing was refused, or compared.
+
+        A replica may serve an older generation than the one that was compared with, and lack what that one has.
+        """
+        if verdict is not None:
+            return {"gate": verdict.as_dict()}
+        return {"gate": {"forced": True}} if self._settings.force else {}
 
     def _runtime_of(self, current: Manifest) -> Runtime | None:
         """The bundle that serves the current generation; None where it is not found and nobody insists."""
@@ -127,23 +136,33 @@ class Gate:
 
 
 class _Comparison:
-    """Two generations, each with the bundle that serves it; None: the one in service is not at hand."""
+    """Two generations, each with the bundle that serves it; None: the one in service is not at hand.
+
+    Attributes:
+        asked: requests with a candidate in the generation in service, whether named or chosen here.
+        recorded: those of them that were recorded.
+    """
 
     def __init__(self, before: Generation, serving: Runtime | None, after: Generation, runtime: Runtime) -> None:
         self._before, self._serving = before, serving
         self._after, self._runtime = after, runtime
         self._random = np.random.default_rng(0)
+        self.asked = self.recorded = 0
         self._had = self._lost = self._pairs = self._unchanged = 0
         self._taus: list[float] = []
         self._overlaps: list[float] = []
         self._scores: list[tuple[Scores, Scores]] = []
 
-    def of(self, requests: Sequence[Request], workers: Executor) -> Measures:
-        """Measures what changes for the requests."""
-        for start in range(0, len(requests), _AT_ONCE):
-            changed = [one for request in requests[start : start + _AT_ONCE] if (one := self._found(request))]
-            if self._serving is not None:
-                self._compare(self._serving, changed, workers)
+    @property
+    def ranked(self) -> int:
+        """Requests whose rankings were compared: of at least two candidates that both generations have."""
+        return len(self._taus) + self._unchanged
+
+    def of(self, recorded: Sequence[Request], texts: Sequence[str], workers: Executor) -> Measures:
+        """Measures what changes for recorded requests, and as far as they rank too little for texts as queries."""
+        self._ask(recorded, workers)
+        self.recorded = self.asked
+        self._ask([Request(text, [], "") for text in texts[: max(0, _ENOUGH - self.ranked)]], workers)
         shift = 0.0 if self._unchanged else None
         if self._scores:
             before_P, after_P = (np.concatenate(side) for side in zip(*self._scores, strict=True))
@@ -157,6 +176,12 @@ class _Comparison:
             score_shift=shift,
         )
 
+    def _ask(self, requests: Sequence[Request], workers: Executor) -> None:
+        for start in range(0, len(requests), _AT_ONCE):
+            changed = [one for request in requests[start : start + _AT_ONCE] if (one := self._found(request))]
+            if self._serving is not None:
+                self._compare(self._serving, changed, workers)
+
     def _found(self, request: Request) -> _Asked | None:
         """The candidates that both generations have; None where there are none, or nothing about them changed."""
         ids: Any = request.ids[:_CANDIDATES] or sampled_ids(self._before, _SAMPLED_CANDIDATES, self._random)
@@ -164,14 +189,17 @@ class _Comparison:
             ids = np.array(ids, dtype=np.uint64)
         before, after = self._before.locate(ids), self._after.locate(ids)
         both_N = before.found & after.found
-        self._had += int(before.found.sum())
-        self._lost += int((before.found & ~after.found).sum())
-        self._pairs += int(both_N.sum())
-        if not both_N.any():
+        if request.ids or self.asked < _ENOUGH:  # what is chosen here must not outweigh what many asked for
+            self._had += int(before.found.sum())
+            self._lost += int((before.found & ~after.found).sum())
+        self.asked += bool(before.found.any())
+        pairs = int(both_N.sum())
+        self._pairs += pairs
+        if not pairs:
             return None
         before_BD, after_BD = self._before.read(_only(before, both_N)), self._after.read(_only(after, both_N))
         if self._serving is self._runtime and np.array_equal(before_BD, after_BD):
-            self._unchanged += 1  # and so are its scores: most requests of a small delta cost no encoding
+            self._unchanged += pairs > 1  # and so are its scores: most requests of a small delta cost no encoding
             return None
         return _Asked(request, before_BD, after_BD)
 

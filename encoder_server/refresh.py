@@ -187,14 +187,15 @@ class Refresh:
 
     def _pass_gate(self, generation: Generation) -> None:
         """Compares a sealed generation with the current one, where there is one that can be read."""
-        if self._gate is None or self._writer.damage is not None:
+        if self._gate is None:
             return
         with contextlib.ExitStack() as stack, contextlib.suppress(NoGenerationError):
-            current = stack.enter_context(contextlib.closing(self._store.open(self._store.current())))
-            model, texts = generation.manifest.model, self._sample.texts
-            self.verdict = self._gate.judge(current, generation, model, texts, self._workers.threads)
+            if self._writer.damage is None:
+                current = stack.enter_context(contextlib.closing(self._store.open(self._store.current())))
+                model, texts = generation.manifest.model, self._sample.texts
+                self.verdict = self._gate.judge(current, generation, model, texts, self._workers.threads)
+        self.quality |= self._gate.noted(self.verdict)
         if self.verdict is not None:
-            self.quality["gate"] = self.verdict.as_dict()
             self.verdict.require()
 
     def _note_what_sealing_showed(self) -> None:

@@ -25,7 +25,7 @@ class GateSettings:
         replay: requests that a scorer recorded; None: only texts of documents are asked for.
         bundles: folder that has the bundle in service, where that is another; None: the folder around our own.
         limits: by name of `Limits`, those that are not the defaults.
-        force: publish what is refused.
+        force: publish whatever is found, and record that it was wanted.
     """
 
     replay: Path | None = None

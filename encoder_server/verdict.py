@@ -52,12 +52,11 @@ class Verdict:
 
     Attributes:
         against: name of the generation that was compared with.
-        recorded: requests that were replayed; the others asked for the texts of documents.
+        recorded: requests that were replayed and name documents of that generation; the others were texts of documents.
         asked: requests in all.
         measured: what was found.
-        compared: whether the scores were; the bundle in service may not be at hand when a publication is forced.
         limits: what is allowed.
-        force: whether a refusal is overridden.
+        forced: whether it is published whatever was found: the operator's word.
     """
 
     against: str
@@ -65,8 +64,7 @@ class Verdict:
     asked: int
     measured: Measures
     limits: Limits
-    compared: bool
-    force: bool
+    forced: bool
 
     @property
     def exceeded(self) -> list[str]:
@@ -77,14 +75,9 @@ class Verdict:
             if not passed
         ]
 
-    @property
-    def forced(self) -> bool:
-        """Whether the generation is published although it was refused, or could not be compared."""
-        return self.force and (bool(self.exceeded) or not self.compared)
-
     def require(self) -> None:
         """Raises DriftError where a limit is exceeded and nobody forces it."""
-        if self.exceeded and not self.force:
+        if self.exceeded and not self.forced:
             raise DriftError(
                 f"nothing was published: compared with {self.against}, {'; '.join(self.exceeded)}. What was encoded is "
                 "reused by the next refresh; if the change is meant, publish it with --force"

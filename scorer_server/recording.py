@@ -31,7 +31,8 @@ _OWNERS = 0o600
 
 
 class Recorder:
-    """Appends JSON Lines to a file in a thread of its own. A full file becomes FILE.1, in place of the one before it.
+    """Appends JSON Lines to a file in a thread of its own. A full file becomes FILE.1, in place of the one before it; a
+    file that somebody has moved or removed is made again.
 
     Only the owner may read the files, also those that were there: they say what users asked for.
 
@@ -89,12 +90,25 @@ class Recorder:
     def _record(self, lines: Lines) -> None:
         for line in lines:
             content = json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
+            if not self._is_open():
+                self._reopen()
             if self._file.tell() + len(content) > self._limit:
-                self._path.replace(older(self._path))
-                full, self._file = self._file, self._open()
-                full.close()
+                with contextlib.suppress(FileNotFoundError):  # somebody was quicker
+                    self._path.replace(older(self._path))
+                self._reopen()
             self._file.write(content)
             self._written.inc()
+
+    def _is_open(self) -> bool:
+        """Whether the open file is the one at the path: it may have been moved since, or the next one not be opened."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _reopen(self) -> None:
+        before, self._file = self._file, self._open()
+        before.close()
 
     def _open(self) -> BinaryIO:
         # Unbuffered, so that a reader sees whole lines and a write that fails is known at once.

@@ -75,7 +75,7 @@ class RequestSampler:
 
 
 class MissSampler:
-    """Records candidates that were not found: their ids, each once among the last 10,000.
+    """Records candidates that were not found: their ids, each once among the last 10,000 for either reason.
 
     Args:
         recorder: where to.
@@ -84,7 +84,7 @@ class MissSampler:
 
     def __init__(self, recorder: Recorder, *, queries: bool) -> None:
         self._recorder, self._queries, self._pace = recorder, queries, _Pace(_MISSES_RATE)
-        self._seen: OrderedDict[str | int, None] = OrderedDict()
+        self._seen: OrderedDict[tuple[str | int, MissReason], None] = OrderedDict()
 
     def offer(self, request: pb.ScoreRequest, misses: Misses, generation: str) -> None:
         """Shows it the misses of a request that was answered from this generation."""
@@ -95,10 +95,10 @@ class MissSampler:
         now_ms = time.time_ns() // 1_000_000
         ids: list[Any] = misses.ids.tolist() if isinstance(misses.ids, np.ndarray) else list(misses.ids)
         for id_, task, reason in islice(zip(ids, misses.tasks.tolist(), misses.reasons, strict=True), _MISSES):
-            if id_ in self._seen:
-                self._seen.move_to_end(id_)
+            if (seen := (id_, reason)) in self._seen:
+                self._seen.move_to_end(seen)
                 continue
-            self._seen[id_] = None
+            self._seen[seen] = None
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             line = {"time_ms": now_ms, "id": id_, "reason": reason, "generation": generation}

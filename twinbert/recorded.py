@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from twinbert.errors import UsageError
 from twinbert.text import is_blank
@@ -28,6 +28,7 @@ MissReason = Literal["never_seen", "deleted"]
 DELETED: MissReason = "deleted"
 
 _WORKER = re.compile(r"\.worker-(\d+)(\.1)?$")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,16 @@ def read_requests(path: Path, id_type: str, count: int) -> list[Request]:
 
 
 def read_missed(path: Path, id_type: str) -> set[str | int]:
-    """The ids of this type in a recording of misses, but for those that were deleted.
+    """The ids of this type in a recording of misses, but for those that were deleted when they were last recorded.
 
     Raises:
         UsageError: as `read_requests`.
     """
-    lines = (line for line in _lines(path) if _is_id(line.get("id"), id_type))
-    return {line["id"] for line in lines if line.get("reason") != DELETED}
+    latest: dict[str | int, object] = {}
+    for line in _lines(path):
+        if _is_id(line.get("id"), id_type):
+            latest.setdefault(line["id"], line.get("reason"))
+    return {id_ for id_, reason in latest.items() if reason != DELETED}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -111,7 +115,7 @@ def _parsed(texts: list[str]) -> Iterator[dict[str, Any]]:
 
 def _request(fields: dict[str, Any], id_type: str) -> Request | None:
     query, ids, crossing = fields.get("query"), fields.get("ids", []), fields.get("crossing", "")
-    if not isinstance(query, str) or is_blank(query) or not isinstance(ids, list) or not isinstance(crossing, str):
+    if not _is_text(query) or is_blank(query) or not isinstance(ids, list) or not isinstance(crossing, str):
         return None
     return Request(query, ids, crossing) if all(_is_id(id_, id_type) for id_ in ids) else None
 
@@ -119,4 +123,9 @@ def _request(fields: dict[str, Any], id_type: str) -> Request | None:
 def _is_id(value: object, id_type: str) -> bool:
     if id_type == "integer":
         return type(value) is int and 0 <= value < 1 << 64
-    return type(value) is str and value != ""
+    return _is_text(value) and value != ""
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string of characters: JSON can also name lone surrogates, which no store or tokenizer takes."""
+    return isinstance(value, str) and not _SURROGATE.search(value)

@@ -153,7 +153,7 @@ def test_a_new_query_tower_takes_over_the_stored_documents(  # noqa: PLR0917  fi
     words = ("store", "adopt", "--store", str(store), "--bundles", str(models))
 
     nothing = twinbert(*words, "--bundle", str(models / "query"))
-    assert (nothing.returncode, "has 0 recorded requests to ask for and needs 20" in nothing.stderr) == (2, True)
+    assert (nothing.returncode, "has 0 rankings to compare and needs 20" in nothing.stderr) == (2, True)
     broken = twinbert(*words, "--bundle", str(models / "broken"), "--replay", str(replay))
     assert broken.returncode == 3
     verdict = json.loads(broken.stderr.splitlines()[0])

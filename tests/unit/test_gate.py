@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from encoder_server.adoption import adopt
 from encoder_server.documents import Deletion, Document
 from encoder_server.gate import Gate
 from encoder_server.refresh import Refresh
@@ -91,6 +93,15 @@ def published_files(store: Store) -> dict[str, bytes]:
     return {name: content for name, content in tree(store.path).items() if not name.startswith("building")}
 
 
+def damaged(store: Store) -> Store:
+    """The store with a bit of its current generation turned over, as a process sees it that has not read it yet."""
+    [segment] = (store.path / "segments").glob(f"{store.manifest(store.current()).segments[0].id}/data.mdb")
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    return Store(store.path)
+
+
 def recorded(path: Path, *requests: tuple[str, list[str]]) -> Path:
     path.write_text("".join(json.dumps({"query": query, "ids": ids}) + "\n" for query, ids in requests))
     return path
@@ -125,6 +136,20 @@ def test_half_of_the_documents_lost(store: Store, runtime: Runtime) -> None:
     assert gate["exceeded"] == ["documents_lost", "candidates_lost"]
 
 
+def test_what_an_operator_forces_is_recorded_whatever_was_found(store: Store, runtime: Runtime) -> None:
+    """A replica may serve an older generation, of which more is gone: the manifest says it also where no limit is
+    exceeded, and where the current one is damaged and nothing was compared.
+    """
+    most = corpus(range(180))
+    publish(store, runtime, most, limits={"lost": 0.5})
+    assert store.manifest(store.current()).quality["gate"]["forced"] is False
+    publish(store, runtime, most, limits={"lost": 0.5}, force=True)
+    gate = store.manifest(store.current()).quality["gate"]
+    assert (gate["exceeded"], gate["forced"]) == ([], True)
+    publish(damaged(store), runtime, most, force=True)
+    assert store.manifest(store.current()).quality["gate"] == {"forced": True}
+
+
 def test_a_corpus_of_one_document(store: Store, runtime: Runtime) -> None:
     """A source that came almost empty is refused, whatever its one document is."""
     assert "documents lost is 0.997" in refused(store, runtime, corpus([7]))
@@ -144,7 +169,7 @@ def test_a_model_trained_on_passes(store: Store, bundles: Path) -> None:
     runtime = CountingRuntime(Bundle.open(bundles / "retrained"), towers=TOWERS)
     verdict = publish(store, runtime, corpus())
     assert verdict is not None
-    assert (verdict.limits.tau, verdict.compared, verdict.forced) == (0.3, True, False)
+    assert (verdict.limits.tau, verdict.forced) == (0.3, False)
     assert verdict.measured.kendall_tau is not None
     assert 0.9 < verdict.measured.kendall_tau < 0.999
     assert store.manifest(store.current()).fingerprint == runtime.bundle.fingerprint
@@ -168,6 +193,42 @@ def test_what_users_ask_for_weighs_more_than_what_is_stored(store: Store, runtim
     verdict = publish(store, runtime, fewer)
     assert verdict is not None
     assert verdict.recorded == 0
+
+
+@pytest.mark.parametrize("ids", [["x{}", "x{}1"], ["d{}"]])
+def test_a_recording_that_ranks_nothing_hides_nothing(
+    store: Store, runtime: Runtime, bundles: Path, tmp_path: Path, ids: list[str]
+) -> None:
+    """Of requests that name documents of another store, or one each, texts make up for the rankings: a broken export is
+    refused, and so is a source that joined half of its columns wrongly.
+    """
+    lines = [(text(number), [id_.format(number) for id_ in ids]) for number in range(0, DOCUMENTS, 2)]
+    replay = recorded(tmp_path / "requests.jsonl", *lines)
+    broken = Runtime(Bundle.open(bundles / "constant"), towers=TOWERS)
+    assert "kendall tau is 0.000" in refused(store, broken, corpus(), replay=replay)
+    half = corpus(range(0, DOCUMENTS, 2)) + corpus(range(1, DOCUMENTS, 2), shift=1)
+    assert "kendall tau is" in refused(store, runtime, half, replay=replay)
+
+
+def test_a_query_tower_is_adopted_on_rankings_alone(store: Store, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Requests that name documents of another store are none to compare by, however many: that is said."""
+
+    def adopted(change: Any, rankings: int) -> str:
+        bundle = variant(tiny_bundle, tmp_path / change.__name__ / str(rankings), "query", change)
+        lines = [(text(number), [f"d{number}", f"d{number + 1}"]) for number in range(rankings)]
+        replay = recorded(tmp_path / "requests.jsonl", *lines, *[("red shoe", ["x", "y"])] * 40)
+        gate = GateSettings(replay=replay, bundles=tiny_bundle.parent)
+        return adopt(bundle=bundle, store=store.path, report=mock.Mock(), gate=gate)
+
+    before = published_files(store)
+    for change, rankings in ((shuffled, 0), (retrained, 19)):
+        told = f"has {rankings} rankings .* needs 20: {rankings} of {rankings + 40} recorded requests name"
+        with pytest.raises(UsageError, match=told):
+            adopted(change, rankings)
+    with pytest.raises(DriftError, match="kendall tau is"):
+        adopted(shuffled, 60)
+    assert published_files(store) == before
+    assert adopted(retrained, 20) == store.current()
 
 
 def test_limits_are_settings(store: Store, runtime: Runtime) -> None:
@@ -240,11 +301,7 @@ def test_a_small_or_damaged_generation_is_not_compared_with(tmp_path: Path, runt
     store = Store(tmp_path / "store")
     publish(store, runtime, corpus(range(99)))
     assert publish(store, runtime, corpus(range(200, 500))) is None
-    [segment] = (store.path / "segments").glob(f"{store.manifest(store.current()).segments[0].id}/data.mdb")
-    content = bytearray(segment.read_bytes())
-    content[len(content) // 2] ^= 1
-    segment.write_bytes(content)
-    assert publish(Store(store.path), runtime, corpus(range(10))) is None
+    assert publish(damaged(store), runtime, corpus(range(10))) is None
 
 
 def test_deltas_pass_the_gate_too(store: Store, runtime: CountingRuntime, bundles: Path) -> None:
@@ -264,7 +321,7 @@ def test_deltas_pass_the_gate_too(store: Store, runtime: CountingRuntime, bundle
     runtime.queries = 0
     verdict = change([Deletion("d5")])
     assert verdict is not None
-    assert (verdict.measured.kendall_tau, verdict.compared, runtime.queries) == (None, True, 0)
+    assert (verdict.measured.kendall_tau, runtime.queries) == (None, 0)
     third = [Deletion(f"d{number}") for number in range(0, DOCUMENTS, 3)]
     before = published_files(store)
     with pytest.raises(DriftError, match=r"documents lost is 0\.33"):
@@ -282,7 +339,7 @@ def test_a_delta_keeps_the_model_that_serves(store: Store, tiny_bundle: Path, tm
         delta.add([Document("d3", "large red lamp", 0)])
         delta.commit()
     assert delta.verdict is not None
-    assert (delta.verdict.limits.tau, delta.verdict.compared) == (0.7, True)
+    assert delta.verdict.limits.tau == 0.7
     assert store.manifest(store.current()).model == model != ahead.bundle.model
 
 

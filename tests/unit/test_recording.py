@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from scorer_server.metrics import Metrics
 from scorer_server.recording import Recorder
 from scorer_server.sampling import Misses, MissSampler, RequestSampler
 from twinbert.errors import UsageError
-from twinbert.recorded import Request, older, read_missed, read_requests
+from twinbert.recorded import MissReason, Request, older, read_missed, read_requests
 from twinbert.v1 import scorer_pb2 as pb
 
 
@@ -109,6 +111,40 @@ def test_a_disk_that_fails_costs_a_record_and_no_more(tmp_path: Path) -> None:
     assert [line["text"][0] for line in recording.lines()] == ["x", "y"]
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_file_that_is_gone_is_made_again(recording: Recording, tmp_path: Path, moved: bool) -> None:
+    """Whoever moves the file away, or removes it, loses no line that comes after, and nobody else may read those."""
+    recording.recorder.offer(lambda: [{"text": "before"}])
+    while recording.counted("recorded_lines") != 1:
+        pass
+    away = tmp_path / "moved"
+    recording.path.rename(away)
+    if not moved:
+        away.unlink()
+    recording.recorder.offer(lambda: [{"text": "after"}])
+    assert recording.lines() == [{"text": "after"}]
+    assert stat.S_IMODE(recording.path.stat().st_mode) == 0o600
+    assert not moved or away.read_text() == '{"text": "before"}\n'
+
+
+@pytest.mark.parametrize("failing", ["os.open", "fcntl.flock"])
+def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path, failing: str) -> None:
+    """After the full file was moved the next cannot be made: lines are dropped, none that was written is lost, and when
+    it can be made recording goes on.
+    """
+    recording = Recording(tmp_path / "requests.jsonl", 200)
+    recording.recorder.offer(lambda: [{"text": "x" * 60}])
+    while recording.counted("recorded_lines") != 1:
+        pass
+    with mock.patch(f"scorer_server.recording.{failing}", side_effect=OSError(errno.EMFILE, "too many open files")):
+        for _ in range(2):
+            recording.recorder.offer(lambda: [{"text": "y" * 60}])
+        while recording.counted("recordings_dropped") != 2:
+            pass
+    recording.recorder.offer(lambda: [{"text": "z" * 60}])
+    assert [line["text"][0] for line in recording.lines()] == ["x", "z"]
+
+
 def test_only_the_owner_reads_and_one_server_writes(recording: Recording, tmp_path: Path) -> None:
     """The file says what users asked for; a second server is told to take another, and so is one without rights."""
     assert stat.S_IMODE(recording.path.stat().st_mode) == 0o600
@@ -195,6 +231,17 @@ def test_a_miss_is_recorded_once_and_without_its_query(recording: Recording, mon
     assert read_missed(recording.path, "string") == {"a", "b", "c", "d"}  # what was deleted stays deleted
 
 
+def test_a_miss_is_recorded_for_each_reason(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was never there, came and was deleted is read as deleted: the latest line counts."""
+    monkeypatch.setattr("scorer_server.sampling._MISSES_RATE", 1e9)
+    sampler = MissSampler(recording.recorder, queries=False)
+    reasons: list[MissReason] = ["never_seen", "deleted", "deleted"]
+    for reason in reasons:
+        sampler.offer(request(("q", ["a"])), Misses(["a"], np.zeros(1, np.int64), [reason]), "000001-00000000")
+    assert [line["reason"] for line in recording.lines()] == ["never_seen", "deleted"]
+    assert read_missed(recording.path, "string") == set()
+
+
 def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
     """A line that was cut off, a blank query, ids of the other type: the others are read; no file at all is said."""
     path = tmp_path / "requests.jsonl"
@@ -203,11 +250,14 @@ def test_what_is_no_record_is_left_out(tmp_path: Path) -> None:
     good = {"query": "q", "ids": ["a"]}
     bad = [{"query": " ", "ids": []}, {"query": "q", "ids": [1]}, {"query": 3}, {"query": "q", "ids": "abc"}, [], None]
     bad += [{"query": "q", "ids": [True]}, {"query": "q", "ids": [""]}, {"query": "q", "crossing": 3}]
+    bad += [{"query": "a\ud800", "ids": ["a"]}, {"query": "q", "ids": ["a", "\ud800"]}]  # which have no UTF-8
     text = "".join(json.dumps(line) + "\n" for line in (*bad, good, {"query": "alone"}))
     path.write_bytes(b"\xff\xfe\n" + text.encode() + b"[" * 100_000 + b'\n{"query": "cut o')
     assert read_requests(path, "string", 9) == [Request("alone", [], ""), Request("q", ["a"], "")]
     assert read_requests(path, "integer", 9) == [Request("alone", [], ""), Request("q", [1], "")]
     assert read_requests(path, "string", 1) == [Request("alone", [], "")]
+    path.write_text("".join(json.dumps({"id": id_}) + "\n" for id_ in ("\ud800", "a", "b\udfff", 1, "")))
+    assert read_missed(path, "string") == {"a"}
 
 
 def test_what_workers_recorded_is_read_as_one(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from store.store import Store
 from tests.servers import COMMAND, twinbert, write_documents
 from twinbert.bundle import Bundle
 from twinbert.cli import main
+from twinbert.errors import UsageError
 from twinbert.runtime import Runtime
 from twinbert.serving import log
 
@@ -225,6 +226,24 @@ def test_an_interrupt_just_before_a_read_breaks_it_off(
         over.set()
         thread.join()
     assert was_heard == [True]
+
+
+def test_an_interrupt_after_the_source_failed(
+    tiny_bundle: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C then breaks into nothing: the refresh ends in order, and what is said is why it failed."""
+    table, leave, left = tmp_path / "table.tsv", Refresh.__exit__, []
+    table.write_text("id\ttext\n")
+
+    def interrupted(pipeline: Refresh, *error: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        leave(pipeline, *error)
+        left.append(error[0])
+
+    monkeypatch.setattr(Refresh, "__exit__", interrupted)
+    with pytest.raises(UsageError, match="there is no document in it"):
+        refresh(bundle=tiny_bundle, store=store, documents=table, report=Recorder())
+    assert left == [UsageError]
 
 
 def test_a_full_disk(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
