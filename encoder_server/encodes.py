@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from encoder_server.metrics import Metrics
 from encoder_server.settings import Settings
@@ -38,7 +39,7 @@ class Encodes:
         self._runtime, self._settings, self._metrics, self._clock = runtime, settings, metrics, clock
         self._executor = ThreadPoolExecutor(settings.workers, "encode")
         self._free = asyncio.Semaphore(settings.workers)
-        self._calls = self._texts = 0  # that are being answered
+        self._calls = self._texts = 0  # that wait, or that a worker is at
         self._text_s = 0.0  # while nothing is known nobody is refused for it
 
     async def encode(self, texts: list[str], tower: Tower, remaining: float | None) -> bytes:
@@ -59,12 +60,13 @@ class Encodes:
         """
         left = math.inf if remaining is None else remaining
         expires = self._clock() + left
-        with self._admitted(len(texts), left):
+        with contextlib.ExitStack() as place:
+            place.enter_context(self._admitted(len(texts), left))
             await self._free.acquire()
             work = asyncio.get_running_loop().run_in_executor(self._executor, self._encode, texts, tower, expires)
-            work.add_done_callback(lambda _: self._free.release())  # whatever becomes of the call
-            embeddings, seconds = await asyncio.shield(work)
-        self._text_s += _WEIGHT * (seconds / len(texts) - self._text_s)
+            # Whatever becomes of the call, a worker is at it until this is done.
+            work.add_done_callback(partial(self._done, place.pop_all(), len(texts)))
+        embeddings, _ = await asyncio.shield(work)
         return embeddings
 
     @contextlib.contextmanager
@@ -89,6 +91,13 @@ class Encodes:
         finally:
             self._calls -= 1
             self._texts -= texts
+
+    def _done(self, place: contextlib.ExitStack, texts: int, work: asyncio.Future[tuple[bytes, float]]) -> None:
+        self._free.release()
+        place.close()
+        if not work.cancelled() and work.exception() is None:
+            _, seconds = work.result()
+            self._text_s += _WEIGHT * (seconds / texts - self._text_s)
 
     def _encode(self, texts: list[str], tower: Tower, expires: float) -> tuple[bytes, float]:
         begun = self._clock()

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scorer_server.snapshots import Snapshot, Snapshots
 from twinbert.errors import DeadlineError
@@ -37,15 +37,16 @@ class Lane:
         self._snapshots, self._clock = snapshots, clock
         self._executor = ThreadPoolExecutor(1, "cross")
         self._candidates = 0  # of the requests that are in it
+        self._queued = 0  # of those of which it is at a step, or has one before it
         self._candidate_s = CANDIDATE_S
 
     @contextlib.contextmanager
-    def turn(self, candidates: int, remaining: float, within: float = math.inf) -> Iterator[Turn]:
+    def turn(self, candidates: int, expires: float, within: float = math.inf) -> Iterator[Turn]:
         """A place behind the requests that are in it; who finds none is always let in.
 
         Args:
             candidates: of the request.
-            remaining: seconds after which no step is begun.
+            expires: when no step is begun any more, by the clock.
             within: seconds within which its steps must be done.
 
         Raises:
@@ -59,32 +60,51 @@ class Lane:
                 max(0.01, ahead_s),
                 what="deadline",
             )
-        turn = Turn(self._executor, self._snapshots, self._clock, self._clock() + remaining)
+        turn = Turn(self, candidates, expires)
         self._candidates += candidates
+        answered = False
         try:
             yield turn
-            self._candidate_s += _WEIGHT * (turn.worked_s / candidates - self._candidate_s)
+            answered = True
         finally:
-            self._candidates -= candidates
+            if turn.work is None or turn.work.done():
+                self._leave(turn, answered)
+            else:  # it was given up, and the thread is at it
+                turn.work.add_done_callback(lambda _: self._leave(turn, answered))
 
     def close(self) -> None:
         """Ends the thread; nothing may be running."""
         self._executor.shutdown()
 
+    def _leave(self, turn: Turn, answered: bool) -> None:
+        self._candidates -= turn.candidates
+        candidate_s = turn.worked_s / turn.candidates
+        if answered or candidate_s > self._candidate_s:  # given up, it would have taken longer still
+            self._candidate_s += _WEIGHT * (candidate_s - self._candidate_s)
+
 
 class Turn:
-    """The steps of one request.
+    """The steps of one request, one after the other.
+
+    Args:
+        lane: where they run.
+        candidates: of the request.
+        expires: when no step is begun any more, by the lane's clock.
 
     Attributes:
-        worked_s: what they took, in seconds.
+        candidates: see there.
+        worked_s: what the steps took, in seconds.
+        work: the latest step; None before the first.
     """
 
-    def __init__(
-        self, executor: ThreadPoolExecutor, snapshots: Snapshots, clock: Callable[[], float], expires: float
-    ) -> None:
-        self._executor, self._snapshots = executor, snapshots
-        self._clock, self._expires = clock, expires
+    def __init__(self, lane: Lane, candidates: int, expires: float) -> None:
+        self._lane, self.candidates, self._expires = lane, candidates, expires
         self.worked_s = 0.0
+        self.work: asyncio.Future[Any] | None = None
+
+    def expected_s(self) -> float:
+        """Seconds until a step that joined now would be done, by what a candidate took of late."""
+        return self._lane._candidate_s * (self._lane._queued + self.candidates)
 
     async def run(self, step: Callable[[], _T], snapshot: Snapshot) -> _T:
         """Runs a step that reads the snapshot.
@@ -92,19 +112,25 @@ class Turn:
         Raises:
             TimeoutError: the time was over before it could begin.
         """
-        job = self._executor.submit(self._timed, step)
-        work = asyncio.wrap_future(job)
-        self._snapshots.keep(snapshot, work)
+        lane = self._lane
+        job = lane._executor.submit(self._timed, step)
+        self.work = work = asyncio.wrap_future(job)
+        lane._queued += self.candidates
+        work.add_done_callback(self._done)
+        lane._snapshots.keep(snapshot, work)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             job.cancel()  # unless it has begun
             raise
 
+    def _done(self, _: asyncio.Future[Any]) -> None:
+        self._lane._queued -= self.candidates
+
     def _timed(self, step: Callable[[], _T]) -> _T:
-        begun = self._clock()
+        begun = self._lane._clock()
         if begun >= self._expires:  # gRPC's word that the call is over may still be on its way
             raise TimeoutError("the deadline passed before the candidates could be crossed")
         result = step()
-        self.worked_s += self._clock() - begun
+        self.worked_s += self._lane._clock() - begun
         return result

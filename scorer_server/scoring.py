@@ -80,10 +80,11 @@ class Scorer:
         started = time.perf_counter()
         candidates = check_score(request, self._limits)
         queries = check_queries([task.query for task in request.tasks], "tasks", self._limits)
-        within = _encode_within(request, remaining, candidates)
+        left = math.inf if remaining is None else remaining
+        within = math.inf if request.allow_partial else left - CANDIDATE_S * candidates
         with (
             self._admitted(candidates),
-            self._turn(request, remaining, candidates) as turn,
+            self._turn(request, candidates, started, left) as turn,
             self._snapshots.hold(request.generation) as snapshot,
             self._submitted(request, queries, snapshot, within) as (ticket, crossing),
         ):
@@ -91,8 +92,8 @@ class Scorer:
             make = partial(Answer, request, snapshot, crossing)
             answer = await _run(make, turn, snapshot)
             if request.allow_partial and remaining is not None:
-                left = started + remaining - _reserve(candidates) - time.perf_counter()
-                await asyncio.wait((ticket.done,), timeout=max(0.0, left))
+                still = started + left - time.perf_counter()
+                await asyncio.wait((ticket.done,), timeout=max(0.0, still - _reserve(still, candidates, turn)))
                 if ticket.done.done():
                     ticket.done.result()
             else:
@@ -120,13 +121,12 @@ class Scorer:
             self._candidates -= candidates
 
     def _turn(
-        self, request: pb.ScoreRequest, remaining: float | None, candidates: int
+        self, request: pb.ScoreRequest, candidates: int, started: float, left: float
     ) -> contextlib.AbstractContextManager[Turn | None]:
         """A turn in the lane, for a request that has too many candidates for the event loop."""
         if candidates <= _INLINE_CANDIDATES:
             return contextlib.nullcontext()
-        left = math.inf if remaining is None else remaining
-        return self._lane.turn(candidates, left, math.inf if request.allow_partial else left)
+        return self._lane.turn(candidates, started + left, math.inf if request.allow_partial else left)
 
     @contextlib.contextmanager
     def _submitted(
@@ -248,16 +248,12 @@ async def _run(step: Callable[[], _T], turn: Turn | None, snapshot: Snapshot) ->
     return step() if turn is None else await turn.run(step, snapshot)
 
 
-def _reserve(candidates: int) -> float:
-    """What a partial answer keeps back for the time after the wait, in seconds: 5 ms, and what its candidates take."""
-    return 0.005 + CANDIDATE_S * candidates
-
-
-def _encode_within(request: pb.ScoreRequest, remaining: float | None, candidates: int) -> float:
-    """Seconds within which the queries must be encoded for an answer in time."""
-    if remaining is None or request.allow_partial:
-        return math.inf
-    return remaining - CANDIDATE_S * candidates
+def _reserve(left: float, candidates: int, turn: Turn | None) -> float:
+    """What a partial answer keeps back of what is left for the time after the wait, in seconds: 5 ms, and what its
+    candidates take. In the lane that is by what they took of late, with those before them; but half at most, or one
+    slow request would leave those after it without an answer.
+    """
+    return 0.005 + (CANDIDATE_S * candidates if turn is None else min(turn.expected_s(), left / 2))
 
 
 def _ids(request: pb.ScoreRequest) -> list[str] | npt.NDArray[np.uint64]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(command: str, bundle: Path | None, store: Path, *options: str) -> Iterator[Server]:
+def running(
+    command: str, bundle: Path | None, store: Path, *options: str, program: Sequence[str] = (COMMAND,)
+) -> Iterator[Server]:
     """`twinbert serve` or `twinbert encoder` on free ports; without a bundle the options say where there are some."""
-    words = [COMMAND, command, "--store", str(store), "--address", "127.0.0.1:0", "--metrics-port", "0", *options]
+    words = [*program, command, "--store", str(store), "--address", "127.0.0.1:0", "--metrics-port", "0", *options]
     words += ["--bundle", str(bundle)] if bundle else []
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)

@@ -192,6 +192,11 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Processes": [
         Panel(
+            title="Taking requests",
+            queries={"{{job}} {{instance}}": f"twinbert_serving{{{EITHER}}}"},
+            text="0 while a server starts, drains or hangs.",
+        ),
+        Panel(
             title="Memory",
             queries={"{{job}} {{instance}}": f"process_resident_memory_bytes{{{EITHER}}}"},
             unit="bytes",

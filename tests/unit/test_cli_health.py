@@ -28,7 +28,7 @@ def test_it_says_whether_the_server_serves(capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr()
     assert printed.out.endswith(": serving\n")
     assert [line.partition(": ")[2] for line in printed.err.splitlines()] == [
-        "not serving: it starts, or drains",
+        "not serving: it starts, drains, or hangs",
         "not serving: [Errno 111] Connection refused",
     ]
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import typer
 
+from encoder_server.settings import Settings as EncoderSettings
+from scorer_server.settings import Settings as ScorerSettings
 from twinbert.cli import command, main
 from twinbert.serving.listening import Listening
 
@@ -89,6 +91,28 @@ def test_servers_listen_on_loopback_unless_told_otherwise(listen: Listen) -> Non
     assert listening.address in ("127.0.0.1:50051", "127.0.0.1:50052")
     assert listening.metrics_host == Listening(address="127.0.0.1:0").metrics_host == "127.0.0.1"
     assert not listening.insecure
+
+
+@pytest.mark.parametrize(
+    ("server", "package", "settings", "own"),
+    [
+        ("serve", "scorer_server", ScorerSettings(engine="auto"), {}),
+        ("encoder", "encoder_server", EncoderSettings(), {"connection_age_s": 14 * 24 * 3600}),
+    ],
+    ids=_SERVERS,
+)
+def test_defaults_are_those_of_the_settings(
+    server: str, package: str, settings: object, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is told nothing works as its settings say, and those are what is tested and documented; what it has
+    of its own is listed here.
+    """
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(f"{package}.server.serve", given.update)
+    assert main([server, *_FILES]) == 0
+    assert given["settings"] == settings
+    listening = given["listening"]
+    assert listening == Listening(address=listening.address, metrics_port=listening.metrics_port, **own)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.servers import twinbert
 from twinbert.cli import command
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -54,8 +55,10 @@ def test_the_composed_servers_have_settings_that_they_know(name: str, monkeypatc
 
 
 def test_the_pod_has_settings_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables are options', ports are those that it listens on, and every file lies on a mounted volume."""
-    environment = {one["name"]: one["value"] for one in CONTAINER["env"]}
+    """Variables are options', ports are those that it listens on, and every file lies on a mounted volume; the server
+    that has those of the image and the manifest misses nothing but what would be mounted.
+    """
+    environment = image_environment() | {one["name"]: one["value"] for one in CONTAINER["env"]}
     [server] = CONTAINER["args"]
     settings = parsed(server, environment, monkeypatch)
     ports = {one["name"]: one["containerPort"] for one in CONTAINER["ports"]}
@@ -66,6 +69,9 @@ def test_the_pod_has_settings_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(any(Path(file).is_relative_to(mount) for mount in mounts) for file in files)
     grace = POD["terminationGracePeriodSeconds"]
     assert grace > settings["drain_seconds"] + int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
+    started = twinbert(server, **environment)
+    assert (started.returncode, started.stderr.count("\n")) == (2, 1)
+    assert f"{settings['tls_cert']} cannot be read" in started.stderr
 
 
 def test_probes_ask_what_is_served() -> None:

@@ -192,8 +192,11 @@ def test_a_call_that_was_given_up_takes_its_texts_with_it(runtime: Runtime) -> N
     asyncio.run(test())
 
 
-def test_what_a_text_takes_is_learned(runtime: Runtime) -> None:
-    """After slow calls a wait is estimated longer, by the text."""
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_a_text_takes_is_learned(runtime: Runtime, given_up: bool) -> None:
+    """After slow calls a wait is estimated longer, by the text, and a call is ahead as long as a worker is at it: also
+    where callers have given up.
+    """
 
     async def test() -> None:
         now, gated = 0.0, GatedRuntime(runtime)
@@ -209,16 +212,28 @@ def test_what_a_text_takes_is_learned(runtime: Runtime) -> None:
 
         slow: Any = Slow()
         encodes = Encodes(slow, Settings(workers=1, waiting=9), Metrics(), clock=lambda: now)
+
+        async def begun(*texts: str) -> None:
+            gated.begun.clear()
+            call = asyncio.ensure_future(encodes.encode([*texts], "query", None))
+            while not gated.begun:
+                await asyncio.sleep(0)
+            if given_up:
+                call.cancel()
+                await asyncio.wait((call,))
+
         for _ in range(100):
-            await encodes.encode(["a", "b"], "query", None)
-        first = asyncio.ensure_future(encodes.encode(["wait"], "query", None))
-        while "wait" not in gated.begun:
-            await asyncio.sleep(0)
+            await begun("wait", "b")
+            gated.gate.set()
+            while encodes._calls:
+                await asyncio.sleep(0)
+            gated.gate.clear()
+        await begun("wait")
         with pytest.raises(DeadlineError, match="1 texts are ahead"):
             await encodes.encode(["c", "d"], "query", 290.0)
         in_time = asyncio.ensure_future(encodes.encode(["c", "d"], "query", 310.0))
         gated.gate.set()
-        await asyncio.gather(first, in_time)
+        assert len(await in_time) == 2 * 4 * 32
         encodes.close()
 
     asyncio.run(test())

@@ -134,17 +134,21 @@ def test_probes_over_http_follow_the_life_of_the_server() -> None:
     def test(served: Served) -> None:
         assert served.http("/healthz") == (200, "200 OK\n")
         assert served.http("/readyz") == (200, "200 OK\n")
-        assert "twinbert_rpc_received_total" in served.http("/metrics")[1]
+        assert "\ntwinbert_serving 1.0\n" in served.http("/metrics")[1]
         served.service.state.set("draining")
         assert served.http("/readyz") == (503, "503 Service Unavailable\n")
+        assert "\ntwinbert_serving 0.0\n" in served.http("/metrics")[1]
         assert served.http("/healthz")[0] == 200
 
     serve(test)
 
 
 def test_an_event_loop_that_hangs_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/healthz answers 503 while the loop does not turn, although HTTP is served by a thread beside it."""
+    """/healthz and /readyz answer 503 while the loop does not turn, although HTTP is served by a thread beside it, and
+    twinbert_serving is 0.
+    """
     monkeypatch.setattr("twinbert.serving.admin._HANGS_S", 0.2)
+    monkeypatch.setattr("twinbert.serving.admin._BEAT_S", 0.01)
 
     def test(served: Served) -> None:
         served.wait_for("serving")
@@ -157,10 +161,14 @@ def test_an_event_loop_that_hangs_is_not_alive(monkeypatch: pytest.MonkeyPatch) 
         served.loop.call_soon_threadsafe(hang)
         hung.wait(60)
         try:
-            assert served.http("/healthz")[0] == 503
+            while served.http("/healthz")[0] == 200:
+                pass
+            assert served.http("/readyz")[0] == 503
+            assert served.metric("twinbert_serving") == 0
         finally:
             go_on.set()
-        assert served.http("/healthz")[0] == 200
+        while served.http("/readyz")[0] == 503:
+            pass
 
     serve(test)
 

@@ -22,6 +22,9 @@ from twinbert.serving.tls import TlsFiles
 LONG_AGO = datetime.datetime(2020, 1, 1)
 LONG_HENCE = datetime.datetime(2100, 1, 1)
 
+# As bundles of authorities have, which name them in their own words.
+COMMENT = "# Autorité de certification, Zürich\n"
+
 
 @pytest.fixture
 def certified(tmp_path: Path) -> Certified:
@@ -66,7 +69,10 @@ def test_calls_are_answered_over_tls_only(certified: Certified) -> None:
 
 
 def test_mutual_tls_lets_in_only_clients_of_the_authority(certified: Certified) -> None:
-    """With --tls-client-ca a client without a certificate, or with a stranger's, gets no connection."""
+    """With --tls-client-ca a client without a certificate, or with a stranger's, gets no connection; comments beside
+    the authority may say anything.
+    """
+    certified.ca.write_text(COMMENT + certified.ca.read_text())
     certificate, key = certified.issue("server")
     client = certified.issue("client")
     (certified.folder / "other").mkdir()
@@ -152,6 +158,10 @@ def no_authority(certified: Certified) -> None:
     certified.ca.write_bytes((certified.folder / "server.pem").read_bytes())
 
 
+def authority_not_in_ascii(certified: Certified) -> None:
+    certified.ca.write_text(certified.ca.read_text().replace("MII", "MÜI"))
+
+
 def enormous(certified: Certified) -> None:
     (certified.folder / "server.pem").write_bytes(b"\0" * (2 << 20))
 
@@ -167,6 +177,7 @@ BAD: dict[Callable[[Certified], None], str] = {
     no_key: "server.key holds no private key in PEM",
     key_with_a_passphrase: "server.key has a passphrase",
     no_authority: "ca.pem holds no certificate of an authority",
+    authority_not_in_ascii: "ca.pem cannot be used",
     enormous: "server.pem has over 1,048,576 bytes",
 }
 
@@ -208,5 +219,34 @@ def test_bad_new_files_keep_the_old_ones(certified: Certified, spoil: Callable[[
             path.write_bytes(content)
         served.wait_for("reloaded")
         assert served.metric("twinbert_reload_failed", what="certificate") == 0
+
+    serve(test, tls=TlsFiles(certificate=certificate, key=key, client_ca=certified.ca))
+
+
+def test_new_files_that_break_what_judges_them_keep_the_old_ones(
+    certified: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody foresaw is told like what is no good, with its trace; files that it can judge are taken, whatever the
+    comment beside the authorities.
+    """
+    certificate, key = certified.issue("server")
+    client, trusted = certified.issue("client"), certified.folder / "trusted.pem"
+    trusted.write_bytes(certified.ca.read_bytes())
+
+    def break_down(*_: object) -> None:
+        raise TypeError("a bug")
+
+    def test(served: Served) -> None:
+        served.wait_for("serving")
+        with monkeypatch.context() as patched:
+            patched.setattr("twinbert.serving.tls._check_authorities", break_down)
+            certified.ca.write_text(COMMENT + trusted.read_text())
+            assert served.wait_for("reload_failed")["why"] == "a bug"
+        assert served.metric("twinbert_reload_failed", what="certificate") == 1
+        certificate.write_text(COMMENT + certificate.read_text())
+        served.wait_for("reloaded")
+        assert served.metric("twinbert_reload_failed", what="certificate") == 0
+        with channel(served, trusted, *client) as new:
+            assert encode(new) == "hello"
 
     serve(test, tls=TlsFiles(certificate=certificate, key=key, client_ca=certified.ca))

@@ -42,7 +42,7 @@ def encoder(
     ] = 600.0,
     max_segments: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Merge segments in the background when there are more.")
-    ] = 5,
+    ] = 4,
     max_dead_share: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Merge all when more of the rows are dead.")
     ] = 0.25,

@@ -30,7 +30,7 @@ def health(
     except (OSError, http.client.HTTPException) as error:
         problem = str(error) or "it answers nothing"
     else:
-        problem = "" if status == http.HTTPStatus.OK else "it starts, or drains"
+        problem = "" if status == http.HTTPStatus.OK else "it starts, drains, or hangs"
     finally:
         connection.close()
     typer.echo(f"{where}: {f'not serving: {problem}' if problem else 'serving'}", err=bool(problem))

@@ -1,6 +1,7 @@
 """The port for those who look after a server, over HTTP: /metrics, and its health for probes that are no gRPC clients.
 
-/healthz answers 200 while the event loop turns, so while the process is worth keeping; /readyz while it takes requests.
+/healthz answers 200 while the event loop turns, so while the process is worth keeping; /readyz while it takes
+requests as well, which twinbert_serving says to Prometheus.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 
 from twinbert.errors import UsageError
 from twinbert.serving.log import event
@@ -25,8 +26,9 @@ from twinbert.serving.log import event
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# A loop that has no time for a callback in this long hangs: its longest steps take milliseconds.
+# A loop that has no turn in so long hangs: its longest steps take milliseconds.
 _HANGS_S = 5.0
+_BEAT_S = 1.0
 
 # Each has a thread. Those who look after a server are few.
 _CONNECTIONS = 32
@@ -87,13 +89,23 @@ def endpoint(registry: CollectorRegistry, host: str, port: int, ready: Callable[
     """
     loop = asyncio.get_running_loop()
     metrics: WSGIApplication = make_wsgi_app(registry)
+    turned = 0.0
+
+    def beat() -> None:
+        nonlocal turned
+        turned = time.monotonic()
+        loop.call_later(_BEAT_S, beat)
 
     def alive() -> bool:
-        turned = threading.Event()
-        loop.call_soon_threadsafe(turned.set)
-        return turned.wait(_HANGS_S)
+        return time.monotonic() - turned < _HANGS_S
 
-    probes = {"/healthz": alive, "/readyz": ready}
+    def serving() -> bool:
+        return ready() and alive()
+
+    beat()
+    taking = Gauge("twinbert_serving", "1 while requests are taken, as /readyz says, else 0.", registry=registry)
+    taking.set_function(serving)
+    probes = {"/healthz": alive, "/readyz": serving}
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         probe = probes.get(environ["PATH_INFO"])

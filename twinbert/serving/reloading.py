@@ -51,13 +51,15 @@ class Reloaded(Generic[_T]):
         if seen == self._seen:
             return
         self._seen = seen
-        problem = seen if isinstance(seen, str) else self._take(seen)
+        problem = UsageError(seen) if isinstance(seen, str) else self._take(seen)
         self._metrics.failed[self._what].set(problem is not None)
         if problem is None:
             self._metrics.done[self._what].inc()
             event("reloaded", what=self._what)
         else:
-            event("reload_failed", level=logging.ERROR, what=self._what, why=problem, kept="what was read before")
+            bug = None if isinstance(problem, UsageError) else problem
+            why, kept = str(problem), "what was read before"
+            event("reload_failed", level=logging.ERROR, error=bug, what=self._what, why=why, kept=kept)
 
     def _look(self) -> list[bytes] | str:
         """The contents, or why there are none."""
@@ -66,12 +68,12 @@ class Reloaded(Generic[_T]):
         except UsageError as error:
             return str(error)
 
-    def _take(self, contents: list[bytes]) -> str | None:
-        """Makes the value of these contents, or says what is wrong with them."""
+    def _take(self, contents: list[bytes]) -> Exception | None:
+        """Makes the value of these contents, or gives what is wrong with them."""
         try:
             self.value = self._read(contents)
-        except UsageError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001  the edge of a thread: what nobody foresaw is told like the rest
+            return error
         return None
 
 

@@ -135,7 +135,7 @@ def _check_authorities(path: Path, content: bytes) -> None:
     _first_certificate(path, content)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_verify_locations(cadata=content.decode("ascii", "replace"))
+        context.load_verify_locations(cadata=_ascii(content))
     except ssl.SSLError as error:
         raise UsageError(f"{path} cannot be used: {error.reason or error}; name one with --tls-client-ca") from error
     authorities = context.get_ca_certs()
@@ -147,11 +147,16 @@ def _check_authorities(path: Path, content: bytes) -> None:
 
 def _first_certificate(path: Path, content: bytes) -> str:
     """The first certificate of a file in PEM."""
-    _, begin, rest = content.decode("ascii", "replace").partition("-----BEGIN CERTIFICATE-----")
+    _, begin, rest = _ascii(content).partition("-----BEGIN CERTIFICATE-----")
     body, end, _ = rest.partition("-----END CERTIFICATE-----")
     if not begin or not end:
         raise UsageError(f"{path} holds no certificate in PEM")
     return f"{begin}{body}{end}\n"
+
+
+def _ascii(content: bytes) -> str:
+    """PEM as `ssl` takes it: what is not ASCII in a comment does no harm, and spoils a certificate as it should."""
+    return content.decode("ascii", "backslashreplace")
 
 
 @contextlib.contextmanager
