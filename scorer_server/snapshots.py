@@ -308,7 +308,7 @@ class Snapshots:
 
 
 def _forced(manifest: Manifest) -> bool:
-    """Whether the generation was published although the swap gate refused it."""
+    """Whether the generation was published with `--force`."""
     gate = manifest.quality.get("gate")
     return isinstance(gate, dict) and gate.get("forced") is True
 
