@@ -241,9 +241,9 @@ def test_an_interrupt_after_the_source_failed(
         left.append(error[0])
 
     monkeypatch.setattr(Refresh, "__exit__", interrupted)
-    with pytest.raises(UsageError, match="there is no document in it"):
+    with pytest.raises((UsageError, KeyboardInterrupt)) as caught:
         refresh(bundle=tiny_bundle, store=store, documents=table, report=Recorder())
-    assert left == [UsageError]
+    assert (caught.type, left) == (UsageError, [UsageError])
 
 
 def test_a_full_disk(tiny_bundle: Path, store: Path, tmp_path: Path) -> None:
