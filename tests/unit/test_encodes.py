@@ -225,7 +225,7 @@ def test_what_a_text_takes_is_learned(runtime: Runtime, given_up: bool) -> None:
         for _ in range(100):
             await begun("wait", "b")
             gated.gate.set()
-            while encodes._calls:
+            while encodes._free.locked():
                 await asyncio.sleep(0)
             gated.gate.clear()
         await begun("wait")
