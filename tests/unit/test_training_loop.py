@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from twinbert.errors import UsageError
-from twinbert.training import loop
+from twinbert.training import devices, loop
 from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.loop import Task, fit, windows
 from twinbert.training.report import Silent
@@ -162,14 +161,6 @@ def test_two_threads_train_the_same_every_time(tmp_path: Path) -> None:
     assert torch.get_deterministic_debug_mode() == 0
 
 
-@pytest.fixture
-def fresh_process() -> Iterator[None]:
-    """No accelerator yet, as in a process that has just begun, and none of this one's afterwards."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.usefixtures("fresh_process")
 @pytest.mark.parametrize(
     ("launched", "option", "precision"),
@@ -179,7 +170,7 @@ def test_bf16_is_the_default_also_under_accelerate_launch(
     launched: str | None, option: Precision | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`accelerate launch` says `no` unasked, so only our own option turns bf16 off; the first call counts for all."""
-    monkeypatch.setattr(loop, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda: True)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)

@@ -16,15 +16,19 @@ import torch
 import transformers
 
 from twinbert.errors import BundleError, UnsupportedError, UsageError
-from twinbert.tokenizer import open_tokenizer_file
-from twinbert.training import initial, losses, readable, recipe, student, synthetic, teacher
+from twinbert.importing import import_twin
+from twinbert.model.config import ResidualConfig
+from twinbert.tokenizer import TokenBatch, open_tokenizer_file
+from twinbert.training import embedding, follow, initial, losses, readable, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
+from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
 from twinbert.training.schedule import Schedule
+from twinbert.training.tables import build
 from twinbert.training.teacher import TeacherConfig
 
 DATASET = synthetic.dataset(queries=40)
@@ -77,6 +81,28 @@ def test_a_block_has_the_losses_of_its_pairs_one_by_one(checkpoint: Path, scored
     assert terms["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
+def test_losses_have_float32_logits_where_towers_are_in_bf16(
+    checkpoint: Path, scored: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every crossing gives float32, the plain residual too, of pairs and of every query with every document."""
+    config = dataclasses.replace(config_of(checkpoint), residual=ResidualConfig(start="plain"))
+    twin, tokenizer = initial.build(config, tmp_path, scored, seed=1)
+    one = student.Student(twin, tokenizer)
+    tokens = one.tokenizers["query"].encode(scored.queries), one.tokenizers["document"].encode(scored.documents)
+    blocks = Blocks(scored, *tokens, documents=24, group=2, together=8, seed=0)
+    given: list[torch.dtype] = []
+
+    def loss(logits: torch.Tensor, *_: torch.Tensor, **__: float) -> torch.Tensor:
+        given.append(logits.dtype)
+        return logits.mean()
+
+    for name in ("soft_cross_entropy", "in_batch_softmax"):
+        monkeypatch.setattr(losses, name, loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        Distillation(twin, LossWeights(in_batch_softmax=1))(**blocks.collate(blocks.batches(0)[0]))
+    assert given == [torch.float32] * 4
+
+
 def test_pairs_without_scores_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Losses that need a teacher, and pairs that none has scored: an error before anything is made."""
     with pytest.raises(UsageError, match="its losses need a teacher"):
@@ -120,7 +146,7 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     config = dataclasses.replace(config_of(checkpoint), projection=32)
     started, plain = (
         student.Student(*initial.build(one, tmp_path, scored, seed=1))
-        for one in (config, dataclasses.replace(config, projection=None))
+        for one in (config, dataclasses.replace(config, projection=0))
     )
     texts = scored.texts()
     correlation = np.corrcoef(started.logits(texts, "cosine"), plain.logits(texts, "cosine"))[0, 1]
@@ -138,16 +164,67 @@ def test_a_first_stage_starts_from_the_way_back(dimension: int) -> None:
         np.testing.assert_allclose(embeddings_ND @ back_HD.T, vectors_NH, atol=1e-5)
 
 
-def test_vectors_of_a_bi_encoder_are_made_once(checkpoint: Path, tmp_path: Path) -> None:
-    """A file that a kill has cut short is completed, and equals one made in one go."""
+def test_vectors_of_a_bi_encoder_are_made_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a kill has cut short is completed from where an append began, and equals one made in one go."""
+    encoded: list[int] = []
+    chunks_on = embedding.chunks_on
+
+    def counted(device: torch.device, tokens: TokenBatch) -> dict[str, Any]:
+        encoded.append(len(tokens))
+        return chunks_on(device, tokens)
+
+    monkeypatch.setattr(embedding, "_ENCODED_AT_ONCE", 8)
+    monkeypatch.setattr(embedding, "chunks_on", counted)
     texts = [pair.document for pair in DATASET.train.pairs][:20]
-    whole = np.array(bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent()))
+
+    def vectors() -> teacher.Floats:
+        return np.array(bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent(), precision="float32"))
+
+    whole = vectors()
     (file,) = tmp_path.iterdir()
     with file.open("r+b") as opened:
-        opened.truncate(5 * 32 * 4 + 3)
-    again = bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent())
+        opened.truncate(13 * 32 * 4 + 3)
+    again = vectors()
+    vectors()
     assert whole.shape == (20, 32)
-    np.testing.assert_allclose(again, whole, atol=1e-6)
+    np.testing.assert_array_equal(again, whole)
+    assert encoded == [8, 8, 4, 8, 4]
+
+
+@pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_is_computed_for_training_is_in_its_precision(
+    precision: Precision, checkpoint: Path, scored: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher scores and a bi-encoder embeds in what the process trains in; the name of a cache tells float32."""
+    new_accelerator(precision)
+    tiny, suffix = recipe.load("tiny"), "-float32" if precision == "float32" else ""
+    scorer = teacher.Ensemble([teacher.open_checkpoint(checkpoint, max_tokens=24)])
+    found = follow.score_pairs(tiny, DATASET, scorer, tmp_path / "scores", Silent())
+    off_P = np.abs(found.teacher_P - scorer.score(found.texts()))
+    assert (off_P.max() < 1e-5) == (precision == "float32")
+    assert [path.name for path in (tmp_path / "scores").glob("*.scores")] == [f"{scorer.digest}{suffix}.scores"]
+
+    class LearnsError(Exception):
+        """Ends a first stage where it begins."""
+
+    def fit_space(*_: object, **given: Any) -> None:
+        raise LearnsError(given["texts"], given["vectors_NH"])
+
+    monkeypatch.setattr(student, "_fit_space", fit_space)
+    config = tiny.students["triletter"]
+    assert config.space is not None
+    config = dataclasses.replace(config, space=dataclasses.replace(config.space, teacher=str(checkpoint)))
+    with pytest.raises(LearnsError) as caught:
+        student.train(config, DATASET, scored, output=tmp_path, seed=1)
+    texts, vectors_NH = caught.value.args
+    imported = import_twin(str(checkpoint))
+    off_NH = np.abs(vectors_NH - student.Student(imported.twin, imported.tokenizer).embed(texts, "document"))
+    assert (off_NH.max() < 1e-5) == (precision == "float32")
+    [path] = (tmp_path / "vectors").glob("*.f32")
+    assert path.stem.removesuffix("-float32") + suffix == path.stem
 
 
 def test_a_teacher_scores_a_pair_alike_alone_and_among_others(checkpoint: Path) -> None:
@@ -261,15 +338,14 @@ def test_a_teacher_that_would_start_from_chance_is_refused(checkpoint: Path, tmp
         ({"layers": [0, 7]}, "layers: 7 is none of .* which has 0 to 1"),
         ({"projection": 64}, "vectors of width 32 have no 64 principal directions"),
         ({"space": {"teacher": "all-minilm-l6"}}, "all-minilm-l6: is no directory, and no known name"),
-        ({"space": {"teacher": "CHECKPOINT"}, "projection": None, "new": {"hidden": 40}}, "space: an embedding of 40"),
+        ({"space": {"teacher": "CHECKPOINT"}, "projection": 0, "new": {"hidden": 40}}, "space: an embedding of 40"),
     ],
 )
 def test_a_student_that_cannot_be_made_is_refused(changes: dict[str, Any], complaint: str, checkpoint: Path) -> None:
     """Layers that the checkpoint has not, too wide a projection, a first stage without its bi-encoder."""
     base = {"checkpoint": str(checkpoint), "projection": 16}
     told = json.loads(json.dumps(base | changes).replace("CHECKPOINT", str(checkpoint)))
-    config = recipe.build(StudentConfig, {name: value for name, value in told.items() if value is not None}, "student")
-    config = dataclasses.replace(config, projection=told["projection"])
+    config = build(StudentConfig, told, "student")
     with pytest.raises(UsageError, match=complaint):
         initial.check(config, DATASET, judged(DATASET))
 
