@@ -10,6 +10,10 @@
     query.int8.onnx           `twinbert.model.packed`
     model.safetensors         the weights to train on from; not needed for serving
 
+A calibrated crossing tells its temperature and bias in `calibration` and, unless an earlier version wrote it, on how
+many pairs they were fitted, with the expected calibration error of those very pairs: `fitted_pairs`,
+`fitted_error_before` and `fitted_error_after`.
+
 Two digests name a bundle. `model` is the sha256 of bundle.json's bytes, and so of everything. `fingerprint` is the
 sha256 of what shapes stored document embeddings: embeddings and crossings of unequal fingerprints never meet.
 """

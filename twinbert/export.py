@@ -56,7 +56,8 @@ def export(
         tokenizer: tokenizer.json of either kind; WordPiece's becomes the bundle's without padding and truncation.
         source: where the weights came from, in words of the caller's: goes into bundle.json.
         calibration: of the crossing layers that were calibrated on labelled data. It becomes part of their graphs and
-            of the weights in the bundle: the bundle's model is the calibrated one.
+            of the weights in the bundle: the bundle's model is the calibrated one. Its fields go into bundle.json, with
+            the errors on the pairs that it was fitted on, where it is of a kind that knows them.
 
     Raises:
         UsageError: `output` exists, or `calibration` names a crossing that the model has not.

@@ -61,12 +61,17 @@ def test_a_run_leaves_its_configuration_curves_and_metrics(run: Path) -> None:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_learn(name: str, run: Path) -> None:
-    """The loss falls, and the bundle carries both crossings, calibrated, the residual one first."""
+    """The loss falls, and the bundle has both crossings, the residual one first, with what calibrated them on dev."""
     losses = [line["loss"] for line in metrics(run / "students" / name / "distil") if "loss" in line]
     assert min(losses[-3:]) < losses[0]
     bundle = Bundle.open(run / "students" / name / "bundle")
     assert bundle.default_crossing == "residual"
     assert all(bundle.crossings[kind].calibrated for kind in ("residual", "cosine"))
+    fitted = [line for line in metrics(run / "students" / name / "distil") if "fitted_pairs" in line]
+    for one, kind in zip(fitted, ("residual", "cosine"), strict=True):
+        assert one == {"crossing": kind} | bundle.configuration["crossings"][kind]["calibration"]
+        assert one["fitted_pairs"] == len(synthetic.dataset(seed=TINY.seed).dev.pairs)
+        assert 0 <= one["fitted_error_after"] < 1
     assert bundle.tokenizer.kind == name
 
 

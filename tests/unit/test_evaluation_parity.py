@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from twinbert.bundle import Bundle
 from twinbert.errors import ExportError, UnavailableError
 from twinbert.runtime import Floats
 from twinbert.training import synthetic
 from twinbert.training.data import Pair, Split
 from twinbert.training.live import live_scorer
 from twinbert.training.parity import LIMIT, Hop, Parity, parity
+from twinbert.tuning import Choice, keep
 
 HOPS = ["teacher", "torch", "onnx", "stored float32", "live float32", "live float32", "stored uint8", "live uint8"]
 
@@ -33,16 +35,34 @@ def teacher(pairs: list[tuple[str, str]]) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_bundle: Path, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Parity:
-    """Every hop of the tiny bundle, but for float16."""
-    folder = tmp_path_factory.mktemp("parity")
-    return parity(
-        tiny_bundle,
-        split,
-        folder=folder,
-        teacher=teacher,  # type: ignore[arg-type]  # a list is a sequence
-        encodings=("float32", "uint8"),
-    )
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stores and the logs of their scorers are."""
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_bundle: Path, split: Split, place: Path) -> Parity:
+    """Every hop of the tiny bundle, but for float16, on a host that is tuned, and with a setting for its commands."""
+    keep(Bundle.open(tiny_bundle), Choice(engine="float32", threads=2), place / "state" / "twinbert")
+    with pytest.MonkeyPatch.context() as host:
+        host.setenv("XDG_STATE_HOME", str(place / "state"))
+        host.setenv("TWINBERT_THREADS", "none that a command takes")
+        return parity(
+            tiny_bundle,
+            split,
+            folder=place,
+            teacher=teacher,  # type: ignore[arg-type]  # a list is a sequence
+            encodings=("float32", "uint8"),
+        )
+
+
+@pytest.mark.usefixtures("measured")
+def test_scorers_are_set_to_float32(place: Path) -> None:
+    """Neither what a host is tuned to nor its environment has a say in how the reference is compared with."""
+    for encoding in ("float32", "uint8"):
+        lines = (place / encoding / "serve.log").read_text().splitlines()
+        [opened] = [json.loads(line) for line in lines if '"bundle_opened"' in line]
+        assert (opened["engine"], opened["why"]) == ("float32", "set")
 
 
 def test_every_hop_is_measured(measured: Parity) -> None:

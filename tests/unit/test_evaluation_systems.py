@@ -12,8 +12,8 @@ import transformers
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
-from twinbert.training import dssm, parity, recipe, synthetic, systems
-from twinbert.training.data import Dataset
+from twinbert.training import dssm, follow, parity, recipe, synthetic, systems, teacher
+from twinbert.training.data import Dataset, Pair, Split
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import System
 from twinbert.training.report import Silent
@@ -31,7 +31,7 @@ def followed() -> recipe.Recipe:
 @pytest.fixture(scope="module")
 def dataset(followed: recipe.Recipe) -> Dataset:
     """Its data."""
-    return recipe.read(followed, recipe.Inputs())
+    return follow.read(followed, recipe.Inputs())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def names(rows: list[System]) -> list[str]:
 
 def test_a_runs_recipe_is_read_back(run: Path, followed: recipe.Recipe) -> None:
     """What configuration.json says is the recipe that was followed, whole."""
-    assert recipe.followed(run) == followed
+    assert follow.recipe_of(run) == followed
 
 
 def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
@@ -82,7 +82,7 @@ def test_seeds_of_another_recipe_are_refused(run: Path, dataset: Dataset, follow
     """Runs share rows only where nothing but the seed differs."""
     other = dataclasses.replace(followed, seed=99)
     rows = list(systems.systems(dataset, other, [run, run]))
-    assert names(rows).count("teacher") == 2
+    assert [(row.name, row.run) for row in rows if row.name == "teacher"] == [("teacher", 0), ("teacher", 1)]
     with pytest.raises(UsageError, match="of another recipe"):
         list(systems.systems(dataset, recipe.load("tiny"), [run]))
 
@@ -90,7 +90,7 @@ def test_seeds_of_another_recipe_are_refused(run: Path, dataset: Dataset, follow
 def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
     """A folder without configuration.json, and a student that was never trained, are named."""
     with pytest.raises(UsageError, match="is no folder of `twinbert train run`"):
-        recipe.followed(tmp_path)
+        follow.recipe_of(tmp_path)
     with pytest.raises(UsageError, match="no trained student 'triletter'; it has wordpiece"):
         systems.bundles_of(run, ["triletter"])
 
@@ -122,12 +122,60 @@ def test_baselines_are_trained_once_and_get_rows(
     assert dssm.load(own / "baselines" / "c-dssm").twin.config.document.dimension == 4
 
 
-def test_a_baseline_minimises_what_students_do() -> None:
+def test_a_baseline_minimises_what_students_do(dataset: Dataset) -> None:
     """C-DSSM has the losses that most distilled students have; students on grades alone say nothing of them."""
     homedepot = recipe.load("homedepot")
-    assert systems.network_of(homedepot).losses == homedepot.students["minilm"].losses
+    assert systems.network_of(homedepot, dataset).losses == homedepot.students["minilm"].losses
     labels = {name: one for name, one in homedepot.students.items() if not one.needs_teacher}
-    assert systems.network_of(dataclasses.replace(homedepot, students=labels)).losses == DssmConfig().losses
+    assert systems.network_of(dataclasses.replace(homedepot, students=labels), dataset).losses == DssmConfig().losses
+
+
+def graded_as(dataset: Dataset, query: str) -> Dataset:
+    """The dataset with one more graded query."""
+    pair = Pair(query, "bada", 1.0)
+    return dataclasses.replace(dataset, train=Split("train", [*dataset.train.pairs, pair]))
+
+
+def test_a_baseline_reads_the_letters_of_students_and_data(dataset: Dataset, followed: recipe.Recipe) -> None:
+    """C-DSSM has the letters of the tri-letter students, and those of every script where a graded text needs them."""
+    pieces = dataclasses.replace(followed, students={"wordpiece": followed.students["wordpiece"]})
+    scripts = dataclasses.replace(followed.students["triletter"], letters="unicode")
+    everywhere = dataclasses.replace(followed, students={"triletter": scripts})
+    assert [systems.network_of(one, dataset).letters for one in (pieces, followed)] == ["ascii", "ascii"]
+    assert systems.network_of(everywhere, dataset).letters == "unicode"
+    assert systems.network_of(pieces, graded_as(dataset, "東京")).letters == "unicode"
+
+
+def test_a_text_that_c_dssm_cannot_read_stops_it_alone(
+    run: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cross-encoder, which needs no letters, is trained; then the text is named with a remedy that there is."""
+    own = tmp_path / "own"
+    trained: list[str] = []
+    shutil.copytree(run, own)
+    monkeypatch.setattr(teacher, "train", lambda *_, output, **__: trained.append(output.name))
+    with pytest.raises(UsageError, match=r"the text .–. has no letter .* from it; remove it$"):
+        systems.train_baselines(own, graded_as(dataset, "–"), Silent())
+    assert trained == ["cross-encoder-3"]
+
+
+def test_a_missing_teacher_is_found_before_baselines_are_trained(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """Neither baseline is begun where one of the run's teachers is not there."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    shutil.rmtree(own / "teacher" / "model")
+    with pytest.raises(UsageError, match=f"{own}/teacher: has no trained teacher yet; make it with"):
+        systems.train_baselines(own, dataset, Silent())
+    assert not (own / "baselines").exists()
+
+
+def test_the_bi_encoder_of_a_first_stage_has_a_row(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """Where all students begin with new weights, what they learn the space of is measured without training."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    shutil.rmtree(own / "students" / "wordpiece")
+    rows = names(list(systems.systems(dataset, follow.recipe_of(own), [own])))
+    assert rows == ["random", "BM25", "checkpoint untrained", "teacher"]
 
 
 def test_baselines_learn_from_the_texts_that_the_run_kept(

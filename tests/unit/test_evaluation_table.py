@@ -113,6 +113,19 @@ def test_everything_is_saved(table: Table, tmp_path: Path) -> None:
         assert len(picture) > 10_000
 
 
+def test_fidelity_is_to_the_teacher_of_ones_own_run(dataset: Dataset) -> None:
+    """A student that only the second run has is measured against that run's teacher, its own scores."""
+    first, second = overlap(0.1, 1), overlap(0.1, 2)
+    systems = [
+        System(name="teacher", score=first, run=0),
+        System(name="teacher", score=second, run=1),
+        System(name="student", score=second, run=1),
+    ]
+    table = evaluation.evaluate(systems, dataset.test, teacher="teacher", resamples=2)
+    assert table.rows[1].metrics["spearman"].value == pytest.approx(1)
+    assert table.rows[1].metrics["kl"].value == pytest.approx(0, abs=1e-6)
+
+
 def test_a_row_that_is_not_there_is_named(dataset: Dataset) -> None:
     """Comparing with an unknown row fails before anything is scored."""
     with pytest.raises(UsageError, match="no system is called 'techer'; there are random"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_cases import FILES, graded
@@ -16,6 +17,7 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.training import claims, follow, recipe, runs, student, synthetic, teacher, times
+from twinbert.training.data import read_dataset
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
@@ -65,6 +67,22 @@ def test_other_unlabelled_texts_are_refused(tmp_path: Path) -> None:
     del stated["texts"]
     (run / "configuration.json").write_text(json.dumps(stated))
     claim(run, Inputs(train=data, documents=texts[1]))
+
+
+def test_a_run_of_an_earlier_version_is_read_as_it_was_split(tmp_path: Path) -> None:
+    """One that does not say how it was split was split by the letters of queries, and can still be measured."""
+    run, data = tmp_path / "run", graded(tmp_path / "pairs.tsv", count=200)
+    data.write_text(data.read_text().replace("query ", "Query "))
+    earlier = read_dataset(data, verbatim=True)
+    with claims.claimed(claims.claim_of(FILES, earlier, Inputs(train=data)), (), run, Silent(), writes=True):
+        pass
+    with pytest.raises(UsageError, match="was trained on other pairs"):
+        follow.read(FILES, Inputs(train=data), runs=[run])
+    stated = json.loads((run / "configuration.json").read_text())
+    assert stated.pop("split_by") == "query_key"
+    (run / "configuration.json").write_text(json.dumps(stated))
+    assert follow.read(FILES, Inputs(train=data), runs=[run]) == earlier
+    assert follow.read_kept(run, Inputs(train=data)) == earlier
 
 
 def test_a_student_is_trained_by_one_process(tmp_path: Path) -> None:
@@ -119,6 +137,24 @@ def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:
     [space] = (tmp_path / "spaces").iterdir()
     with runs.locked(space, Silent()), pytest.raises(Waited, match=str(space)):
         learns_space()
+
+
+def test_a_first_stage_is_shared_by_towers_that_start_alike(tmp_path: Path) -> None:
+    """Students with one network, whose weights are drawn first, and with two have first stages of their own."""
+    synthetic.save_checkpoint(tmp_path / "checkpoint")
+    tiny, dataset = recipe.load("tiny").students["triletter"], synthetic.dataset(queries=40)
+    assert tiny.space is not None
+    base = dataclasses.replace(tiny, space=dataclasses.replace(tiny.space, teacher=str(tmp_path / "checkpoint")))
+    pairs = dataclasses.replace(judged(dataset), teacher_P=judged(dataset).grade_P)
+    changes: list[dict[str, Any]] = [{"shared": False}, {"shared": False, "share": 0.5}, {"shared": True}]
+    runs.Run(tmp_path / "vectors", {})
+    with runs.locked(tmp_path / "vectors", Silent()):
+        for number, change in enumerate(changes):
+            config, output = dataclasses.replace(base, **change), tmp_path / str(number)
+            with pytest.raises(Waited):
+                student.train(config, dataset, pairs, output=output, seed=1, common=tmp_path, report=Told())
+    spaces = [json.loads(path.read_text()) for path in (tmp_path / "spaces").glob("*/configuration.json")]
+    assert sorted(space.get("shared", False) for space in spaces) == [False, True]
 
 
 def test_whoever_waits_has_its_turn_when_the_other_is_killed(tmp_path: Path) -> None:

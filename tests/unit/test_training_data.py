@@ -18,6 +18,7 @@ from twinbert.training.data import (
     Pair,
     Split,
     add_unlabelled,
+    query_key,
     read_dataset,
     read_home_depot,
     read_pairs,
@@ -60,6 +61,7 @@ def test_every_format_gives_the_same_pairs(name: str, tmp_path: Path) -> None:
         ("q\td\tr\na\tb\tgood\n", ":2: the grade 'good' is no number"),
         ("q\td\tr\n \tb\t2\n", ":2: \"q\" is ' ', not a text"),
         ("q\td\tr\na\t2\n", ":2: has 2 fields, the header 3"),
+        ("q\td\tr\n\u200b\tb\t2\n", r":2: \"q\" is '\\u200b', not a text"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named(content: str, complaint: str, tmp_path: Path) -> None:
@@ -68,6 +70,14 @@ def test_a_row_that_is_no_pair_is_named(content: str, complaint: str, tmp_path: 
     path.write_text(content)
     with pytest.raises(UsageError, match=complaint):
         list(read_pairs(path, SCALE))
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can name and no file can hold, is found where it is read."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"q": "a"}\n{"q": "a \\ud83d"}\n')
+    with pytest.raises(UsageError, match=r'pairs.jsonl:2: "q" is .a .ud83d., which has half a character; mend or'):
+        list(read_texts(path, "q"))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -90,6 +100,18 @@ def test_pairs_are_split_by_query(tmp_path: Path) -> None:
         assert {split_of(query) for query in split.by_query()} == {split.name}
         assert all(len(pairs) == 2 for pairs in split.by_query().values())
     assert split_of("query 0") == "train"
+
+
+def test_however_it_is_written_a_query_is_in_one_split(tmp_path: Path) -> None:
+    """Case, spacing and Unicode form do not part the pairs of a query; where they did, the splits are refused."""
+    path, written = tmp_path / "pairs.tsv", ("query {}", "Query  {}", " QUERY {}", "\uff51uery\u00a0{}")
+    rows = [f"{form.format(number)}\ttext\t1" for number in range(40) for form in written]
+    path.write_text("\n".join(["query\tdocument\tgrade", *rows]))
+    dataset = read_dataset(path)
+    for split in (dataset.train, dataset.dev, dataset.test):
+        assert {split_of(query_key(query)) for query in split.by_query()} == {split.name}
+    with pytest.raises(UsageError, match=r"the query .* is in the .* split, so the measure would be"):
+        read_dataset(path, verbatim=True)
 
 
 def test_an_empty_split_and_a_query_in_two_splits_are_refused(tmp_path: Path) -> None:
@@ -120,10 +142,10 @@ def test_a_sample_has_a_share_of_the_training_queries() -> None:
 
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_queries_of_dev_and_test_are_never_learned_from(tmp_path: Path, *, on_disk: bool) -> None:
-    """Unlabelled queries that dev or test has are left out; unlabelled documents belong to the corpus."""
+    """Unlabelled queries that dev or test has, in any case, are left out; unlabelled documents belong to the corpus."""
     splits = [Split(name, [Pair(name, f"{name} text", 1.0)]) for name in ("train", "dev", "test")]
     queries, documents = tmp_path / "queries.tsv", tmp_path / "documents.jsonl"
-    queries.write_text("q\nmore\ndev\ntrain\n")
+    queries.write_text("q\nmore\ndev\nDEV \ntrain\n")
     documents.write_text('{"d": "new text"}\n{"d": "train text"}\n')
     dataset = add_unlabelled(
         Dataset(train=splits[0], dev=splits[1], test=splits[2]),

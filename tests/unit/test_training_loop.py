@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from twinbert.errors import UsageError
@@ -160,14 +159,6 @@ def test_two_threads_train_the_same_every_time(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     assert all(rows.equal(found[0]) for rows in found)
     assert torch.get_deterministic_debug_mode() == 0
-
-
-@pytest.fixture
-def fresh_process() -> Iterator[None]:
-    """No accelerator yet, as in a process that has just begun, and none of this one's afterwards."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("fresh_process")

@@ -12,8 +12,12 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.model.config import ResidualConfig
-from twinbert.training import follow, recipe
+from twinbert.training import follow, initial, recipe, synthetic, teacher
+from twinbert.training.claims import claim_of, claimed
+from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
+from twinbert.training.report import Silent
+from twinbert.training.runs import Run
 
 
 @pytest.mark.parametrize("name", recipe.recipes())
@@ -141,6 +145,39 @@ def test_a_student_that_cannot_be_made_is_found_before_training(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"students.wordpiece: layers: 9 is none of"):
         follow.run(wrong, Inputs(), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_share_without_a_pair_is_found_before_training(tmp_path: Path) -> None:
+    """A share of too few queries stops the run before its teacher is trained."""
+    wrong = recipe.load("tiny", changes={"students": {"triletter": {"share": 1e-9}}})
+    with pytest.raises(UsageError, match=r"students.triletter: student: its share of 1e-09 of the queries has no pair"):
+        follow.run(wrong, Inputs(), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_runs_of_neighbouring_seeds_share_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two teachers each make six of three seeds; a run that an earlier version began keeps those it has."""
+    seeds: list[int] = []
+    monkeypatch.setattr(teacher, "train", lambda *_, seed, **__: seeds.append(seed))
+    monkeypatch.setattr(teacher, "Ensemble", list)
+    dataset = synthetic.dataset()
+    for seed in (2002, 2003, 2004):
+        follow.train_teacher(dataclasses.replace(FILES, seed=seed, teachers=2), dataset, tmp_path, Silent())
+    assert seeds[::2] == [2002, 2003, 2004]
+    assert len(set(seeds)) == 6
+    Run(tmp_path / "teacher-2", {"seed": 2003})
+    follow.train_teacher(dataclasses.replace(FILES, seed=2002, teachers=2), dataset, tmp_path, Silent())
+    assert seeds[6:] == [2002, 2003]
+
+
+def test_a_student_without_a_projection_is_read_back(tmp_path: Path) -> None:
+    """`projection = 0` is an embedding of the hidden width, and a run that recorded it says so."""
+    plain = recipe.load("tiny", changes={"students": {"triletter": {"projection": 0}}})
+    dataset = synthetic.dataset()
+    twin, _ = initial.build(plain.students["triletter"], tmp_path, judged(dataset), seed=0)
+    assert (twin.config.document.projection, twin.config.document.dimension) == (None, 32)
+    with claimed(claim_of(plain, dataset, Inputs()), ["triletter"], tmp_path / "run", Silent(), writes=True):
+        assert follow.recipe_of(tmp_path / "run").students["triletter"] == plain.students["triletter"]
 
 
 def test_a_missing_checkpoint_is_found_before_training(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from twinbert.errors import BundleError, UnsupportedError, UsageError
-from twinbert.tokenizer import open_tokenizer_file
-from twinbert.training import initial, losses, readable, recipe, student, synthetic, teacher
+from twinbert.tokenizer import TokenBatch, open_tokenizer_file
+from twinbert.training import embedding, initial, losses, readable, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
@@ -25,6 +25,7 @@ from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
 from twinbert.training.schedule import Schedule
+from twinbert.training.tables import build
 from twinbert.training.teacher import TeacherConfig
 
 DATASET = synthetic.dataset(queries=40)
@@ -120,7 +121,7 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     config = dataclasses.replace(config_of(checkpoint), projection=32)
     started, plain = (
         student.Student(*initial.build(one, tmp_path, scored, seed=1))
-        for one in (config, dataclasses.replace(config, projection=None))
+        for one in (config, dataclasses.replace(config, projection=0))
     )
     texts = scored.texts()
     correlation = np.corrcoef(started.logits(texts, "cosine"), plain.logits(texts, "cosine"))[0, 1]
@@ -138,16 +139,33 @@ def test_a_first_stage_starts_from_the_way_back(dimension: int) -> None:
         np.testing.assert_allclose(embeddings_ND @ back_HD.T, vectors_NH, atol=1e-5)
 
 
-def test_vectors_of_a_bi_encoder_are_made_once(checkpoint: Path, tmp_path: Path) -> None:
-    """A file that a kill has cut short is completed, and equals one made in one go."""
+def test_vectors_of_a_bi_encoder_are_made_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a kill has cut short is completed from where an append began, and equals one made in one go."""
+    encoded: list[int] = []
+    chunks_on = embedding.chunks_on
+
+    def counted(device: torch.device, tokens: TokenBatch) -> dict[str, Any]:
+        encoded.append(len(tokens))
+        return chunks_on(device, tokens)
+
+    monkeypatch.setattr(embedding, "_ENCODED_AT_ONCE", 8)
+    monkeypatch.setattr(embedding, "chunks_on", counted)
     texts = [pair.document for pair in DATASET.train.pairs][:20]
-    whole = np.array(bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent()))
+
+    def vectors() -> teacher.Floats:
+        return np.array(bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent(), precision="float32"))
+
+    whole = vectors()
     (file,) = tmp_path.iterdir()
     with file.open("r+b") as opened:
-        opened.truncate(5 * 32 * 4 + 3)
-    again = bi_encoder_vectors(str(checkpoint), texts, tmp_path, Silent())
+        opened.truncate(13 * 32 * 4 + 3)
+    again = vectors()
+    vectors()
     assert whole.shape == (20, 32)
-    np.testing.assert_allclose(again, whole, atol=1e-6)
+    np.testing.assert_array_equal(again, whole)
+    assert encoded == [8, 8, 4, 8, 4]
 
 
 def test_a_teacher_scores_a_pair_alike_alone_and_among_others(checkpoint: Path) -> None:
@@ -261,15 +279,14 @@ def test_a_teacher_that_would_start_from_chance_is_refused(checkpoint: Path, tmp
         ({"layers": [0, 7]}, "layers: 7 is none of .* which has 0 to 1"),
         ({"projection": 64}, "vectors of width 32 have no 64 principal directions"),
         ({"space": {"teacher": "all-minilm-l6"}}, "all-minilm-l6: is no directory, and no known name"),
-        ({"space": {"teacher": "CHECKPOINT"}, "projection": None, "new": {"hidden": 40}}, "space: an embedding of 40"),
+        ({"space": {"teacher": "CHECKPOINT"}, "projection": 0, "new": {"hidden": 40}}, "space: an embedding of 40"),
     ],
 )
 def test_a_student_that_cannot_be_made_is_refused(changes: dict[str, Any], complaint: str, checkpoint: Path) -> None:
     """Layers that the checkpoint has not, too wide a projection, a first stage without its bi-encoder."""
     base = {"checkpoint": str(checkpoint), "projection": 16}
     told = json.loads(json.dumps(base | changes).replace("CHECKPOINT", str(checkpoint)))
-    config = recipe.build(StudentConfig, {name: value for name, value in told.items() if value is not None}, "student")
-    config = dataclasses.replace(config, projection=told["projection"])
+    config = build(StudentConfig, told, "student")
     with pytest.raises(UsageError, match=complaint):
         initial.check(config, DATASET, judged(DATASET))
 

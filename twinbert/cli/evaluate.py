@@ -22,6 +22,12 @@ RecipeOption = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="Says what the data is where there is no run.")
 ]
 SplitOption = Annotated[Literal["test", "dev"], typer.Option("--split", help="Pairs to measure on.")]
+PrecisionOption = Annotated[
+    Literal["float32", "bf16"] | None,
+    typer.Option(
+        "--precision", help="Of training, by default bf16 where the processor multiplies it; resume with the same."
+    ),
+]
 
 
 def inputs_of(
@@ -43,15 +49,18 @@ def baselines(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose teacher is there.")],
     *,
     inputs: Inputs,
+    precision: PrecisionOption = None,
 ) -> None:
     """Train what students are compared with: C-DSSM on their pairs and losses, and a cross-encoder of 3 layers.
 
-    Unlabelled texts are those that the run has kept.
+    Unlabelled texts are those that the run has kept, and so are the teacher's scores if --precision is the run's.
     """
+    from twinbert.training.devices import new_accelerator
     from twinbert.training.follow import read_kept
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
+    new_accelerator(precision)
     dataset = read_kept(run, inputs)
     with reporting() as report:
         train_baselines(run, dataset, report)

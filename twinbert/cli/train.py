@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinbert.cli.evaluate import baselines, evaluate, parity
+from twinbert.cli.evaluate import PrecisionOption, baselines, evaluate, parity
 from twinbert.cli.sharing import shares
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def _plan(
         typer.Option(metavar="DIR", help="Hugging Face checkpoint of the teacher, by default the recipe's."),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of everything random.")] = None,
-    precision: Annotated[
-        Literal["float32", "bf16"] | None,
-        typer.Option(help="Of training, by default bf16 where the processor multiplies it; resume with the same."),
-    ] = None,
+    precision: PrecisionOption = None,
 ) -> _Plan:
     from twinbert.training import recipe as recipes
 

@@ -24,12 +24,15 @@ _FLATTEST = 0.01  # slope of standardised logits: one that is negative would tur
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A calibration, and the expected calibration errors without and with it on the pairs that it was fitted on."""
+class Fitted(Calibration):
+    """A calibration, with what it does on the very pairs that it was fitted on."""
 
-    calibration: Calibration
-    error_before: float
-    error_after: float
+    fitted_pairs: int
+    """How many they are."""
+    fitted_error_before: float
+    """The expected calibration error on them without it."""
+    fitted_error_after: float
+    """With it; on other pairs it is larger, as a rule."""
 
 
 def fit(logits_N: Floats, grades_N: Doubles) -> Fitted:
@@ -58,12 +61,14 @@ def fit(logits_N: Floats, grades_N: Doubles) -> Fitted:
 
     found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(_FLATTEST, None), (None, None)])
     slope = float(found.x[0] / spread)
-    calibration = Calibration(temperature=1 / slope, bias=float(found.x[1] - slope * centre))
-    calibrated_N = slope * x_N + calibration.bias
+    bias = float(found.x[1] - slope * centre)
+    calibrated_N = slope * x_N + bias
     return Fitted(
-        calibration=calibration,
-        error_before=expected_calibration_error(_sigmoid(x_N).astype(np.float32), grades_N),
-        error_after=expected_calibration_error(_sigmoid(calibrated_N).astype(np.float32), grades_N),
+        temperature=1 / slope,
+        bias=bias,
+        fitted_pairs=len(x_N),
+        fitted_error_before=expected_calibration_error(_sigmoid(x_N).astype(np.float32), grades_N),
+        fitted_error_after=expected_calibration_error(_sigmoid(calibrated_N).astype(np.float32), grades_N),
     )
 
 

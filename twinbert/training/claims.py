@@ -18,7 +18,7 @@ from twinbert.errors import UsageError
 from twinbert.training.data import Dataset, read_texts
 from twinbert.training.embedding import digest_of_texts
 from twinbert.training.report import Report
-from twinbert.training.runs import CONFIGURATION, Run, locked, replace_text
+from twinbert.training.runs import Run, locked, recorded, replace_text
 from twinbert.training.teacher import digest_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
     options = {"data": inputs.train, "dev": inputs.dev, "test": inputs.test}
     options |= {"queries": inputs.queries, "documents": inputs.documents}
     given = {name: str(path.absolute()) for name, path in options.items() if path is not None}
-    return Claim({"recipe": described, "data": _digest(dataset), "texts": texts}, students, given)
+    stated: dict[str, Any] = {"recipe": described, "data": _digest(dataset), "texts": texts}
+    if recipe.source == "files":
+        stated["split_by"] = "query_key"
+    return Claim(stated, students, given)
 
 
 @contextmanager
@@ -74,14 +77,20 @@ def claimed(claim: Claim, chosen: Collection[str], output: Path, report: Report,
         yield
 
 
+def splits_verbatim(run: Path) -> bool:
+    """Whether a run over files is of an earlier version, which split queries by their letters: it is read so again."""
+    found = recorded(run)
+    return bool(found) and "split_by" not in found
+
+
 def require_data(run: Path, dataset: Dataset) -> None:
     """Refuses to measure a run on pairs that it may have learned from.
 
     Raises:
         UsageError: the dataset is not the run's.
     """
-    recorded = json.loads((run / CONFIGURATION).read_bytes()).get("data")
-    if recorded in (None, _digest(dataset)):
+    digest = recorded(run).get("data")
+    if digest in (None, _digest(dataset)):
         return
     given = json.loads(path.read_bytes()) if (path := run / _INPUTS).exists() else {}
     options = " ".join(f"--{name} {given[name]}" for name in ("data", "dev", "test") if name in given)

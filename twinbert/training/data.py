@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from twinbert.errors import UsageError
+from twinbert.text import is_blank
 from twinbert.training.rows import require, rows
 from twinbert.training.texts import TextFile
 from twinbert.training.texts import spans as spans_of
@@ -58,7 +60,7 @@ class Dataset:
     dev: Split
     test: Split
     queries: Sequence[str] = field(default=())
-    """Unlabelled queries; those of dev and test do not belong here."""
+    """Unlabelled queries; those of dev and test, however written, are not learned from."""
     documents: Sequence[str] = field(default=())
     """Unlabelled documents."""
 
@@ -68,10 +70,10 @@ class Dataset:
             if not split.pairs:
                 raise UsageError(f"the {split.name} split is empty; give more data, or a file of its own")
             for query in split.by_query():
-                if (other := owners.setdefault(query, split.name)) != split.name:
+                if (other := owners.setdefault(query_key(query), split.name)) != split.name:
                     raise UsageError(
                         f"the query {query!r} is in the {other} and the {split.name} split, so the measure would be "
-                        "of what was learned by heart; split by query"
+                        "of what was learned by heart; split by query, in whatever case and spacing it is written"
                     )
 
     def training_queries(self, unlabelled: int | None = None) -> list[str]:
@@ -108,8 +110,8 @@ class Dataset:
             yield from spans_of(chain(self.corpus(0), self.documents), spans, seed=seed)
 
     def _more_queries(self) -> Iterator[str]:
-        held_out = {pair.query for split in (self.dev, self.test) for pair in split.pairs}
-        return (query for query in self.queries if query not in held_out)
+        held_out = {query_key(pair.query) for split in (self.dev, self.test) for pair in split.pairs}
+        return (query for query in self.queries if query_key(query) not in held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,11 @@ class Columns:
             raise UsageError(f"grades: the scale is from {self.lowest} to {self.highest}; give the lower end first")
 
 
+def query_key(query: str) -> str:
+    """What a query is known by, so that one written in other case, spacing or Unicode form counts as the same."""
+    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+
+
 def split_of(query: str) -> Literal["train", "dev", "test"]:
     """The split of a query: 8 of 10 train, 1 dev, 1 test, by its sha256, so that it is the same everywhere."""
     digit = int(hashlib.sha256(query.encode()).hexdigest()[:8], 16) % 10
@@ -140,15 +147,21 @@ def split_of(query: str) -> Literal["train", "dev", "test"]:
 
 
 def read_dataset(
-    train: Path, *, dev: Path | None = None, test: Path | None = None, columns: Columns | None = None
+    train: Path,
+    *,
+    dev: Path | None = None,
+    test: Path | None = None,
+    columns: Columns | None = None,
+    verbatim: bool = False,
 ) -> Dataset:
     """Graded pairs from TSV (with a header), JSON Lines or Parquet, the first two plain or gzip.
 
     Args:
-        train: the pairs; without `dev` and `test` they are split by `split_of`.
+        train: the pairs; without `dev` and `test` they are split by `split_by_query`.
         dev: pairs to calibrate and choose on.
         test: pairs to measure on.
         columns: their names and the scale of grades.
+        verbatim: see `split_by_query`.
 
     Raises:
         UsageError: a file cannot be read, lacks a column, or has a row that is no pair; a split is empty; a query is in
@@ -158,7 +171,7 @@ def read_dataset(
     if (dev is None) != (test is None):
         raise UsageError("give both --dev and --test, or neither: then the pairs are split by query")
     if dev is None or test is None:
-        return split_by_query(read_pairs(train, columns))
+        return split_by_query(read_pairs(train, columns), verbatim=verbatim)
     return Dataset(
         train=Split("train", list(read_pairs(train, columns))),
         dev=Split("dev", list(read_pairs(dev, columns))),
@@ -201,15 +214,19 @@ def add_unlabelled(
     return dataset
 
 
-def split_by_query(pairs: Iterable[Pair]) -> Dataset:
+def split_by_query(pairs: Iterable[Pair], *, verbatim: bool = False) -> Dataset:
     """Pairs split by `split_of`.
+
+    Args:
+        pairs: in any order.
+        verbatim: by the letters of a query, and not by its `query_key`.
 
     Raises:
         UsageError: a split is empty.
     """
     splits: dict[str, list[Pair]] = {"train": [], "dev": [], "test": []}
     for pair in pairs:
-        splits[split_of(pair.query)].append(pair)
+        splits[split_of(pair.query if verbatim else query_key(pair.query))].append(pair)
     return Dataset(
         train=Split("train", splits["train"]),
         dev=Split("dev", splits["dev"]),
@@ -244,7 +261,8 @@ def read_home_depot(path: Path) -> Dataset:
             table = csv.DictReader(io.TextIOWrapper(file, "latin-1", newline=""))
             require(path, table.fieldnames or (), _HOME_DEPOT)
             numbered = ((number, row) for number, row in enumerate(table, start=2))
-            return split_by_query([_pair(path, number, row, scale) for number, row in numbered])
+            pairs = [_pair(path, number, row, scale) for number, row in numbered]
+            return split_by_query(pairs, verbatim=True)  # as others who measure on this data split it
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; give the path of the competition's train.csv.zip") from None
     except (OSError, KeyError, zipfile.BadZipFile) as error:
@@ -291,6 +309,12 @@ def _pair(path: Path, number: int, row: Mapping[str, object], columns: Columns) 
 
 def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> str:
     text = row[column]
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise UsageError(f'{path}:{number}: "{column}" is {text!r}, not a text; mend or remove the row')
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can name half of a pair of surrogates
+        raise UsageError(
+            f'{path}:{number}: "{column}" is {text!r}, which has half a character; mend or remove the row'
+        ) from None
     return text

@@ -38,6 +38,16 @@ def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerato
     return accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[patience])
 
 
+def precision_of(accelerator: accelerate.Accelerator) -> Precision:
+    """What a process trains in, and so what its teachers score and its bi-encoders embed in."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+
+
+def cache_name(digest: str, precision: Precision) -> str:
+    """What names a cache of what was computed in a precision: of bf16, which all once had, the digest says enough."""
+    return digest if precision == "bf16" else f"{digest}-{precision}"
+
+
 def multiplies_bf16() -> bool:
     """Whether the processor that trains has instructions for it; without them it is slower than float32."""
     if torch.cuda.is_available():

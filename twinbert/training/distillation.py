@@ -87,7 +87,7 @@ class Distillation(nn.Module):
         weights, T = self._weights, self._weights.temperature
         loss, terms = queries_QD.new_zeros(()), {}
         for kind in self.twin.config.crossings:
-            student_P = self.twin.crossing(kind).logits(queries_QD, documents_MD[document_P], query_P)
+            student_P = self._logits(kind, queries_QD, documents_MD[document_P], query_P)
             found: dict[str, Tensor] = {}
             if weights.soft_cross_entropy:
                 found["soft_cross_entropy"] = losses.soft_cross_entropy(student_P, teacher_P, temperature=T)
@@ -112,7 +112,12 @@ class Distillation(nn.Module):
         """Logits [Q, M]."""
         Q, M = len(queries_QD), len(documents_MD)
         pair_P = torch.arange(Q * M, device=queries_QD.device)
-        return self.twin.crossing(kind).logits(queries_QD, documents_MD[pair_P % M], pair_P // M).view(Q, M)
+        return self._logits(kind, queries_QD, documents_MD[pair_P % M], pair_P // M).view(Q, M)
+
+    def _logits(self, kind: CrossingKind, queries_QD: Tensor, documents_PD: Tensor, query_P: Tensor) -> Tensor:
+        """float32 logits [P], also where towers are autocast: bf16 has three digits, and losses live on differences."""
+        with torch.autocast(queries_QD.device.type, enabled=False):
+            return self.twin.crossing(kind).logits(queries_QD, documents_PD, query_P)
 
 
 def embed(tower: nn.Module, texts: Mapping[str, Any]) -> Tensor:

@@ -250,5 +250,5 @@ def _measure(student: Student, dev: Split) -> dict[str, float]:
 
 def _calibrate(student: Student, dev: Split) -> None:
     logits_N = student.logits([(pair.query, pair.document) for pair in dev.pairs])
-    fitted = calibration.fit(logits_N, np.array([pair.grade for pair in dev.pairs]))
-    student.twin.crossing("cosine").calibrate(fitted.calibration)
+    grades_N = np.array([pair.grade for pair in dev.pairs])
+    student.twin.crossing("cosine").calibrate(calibration.fit(logits_N, grades_N))

@@ -27,7 +27,7 @@ from twinbert.model.projection import RMS, pca_projection
 from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer_file
 from twinbert.training.blocks import chunks
-from twinbert.training.devices import multiplies_bf16
+from twinbert.training.devices import Precision, cache_name
 from twinbert.training.distillation import embed
 from twinbert.training.loop import windows
 from twinbert.training.report import Report
@@ -121,15 +121,16 @@ class Lessons:
 
 
 def bi_encoder_vectors(
-    teacher: str, texts: Sequence[str], directory: Path, report: Report, *, writes: bool = True
+    teacher: str, texts: Sequence[str], directory: Path, report: Report, *, precision: Precision, writes: bool = True
 ) -> Floats:
     """The bi-encoder's vectors of texts, mapped from a file [N, H] that is made where it is not whole yet.
 
     Args:
         teacher: a directory, or the name of a package.
         texts: any number, read in order.
-        directory: of such files, one for each teacher and sequence of texts.
+        directory: of such files, one for each teacher, sequence of texts and precision.
         report: what is told.
+        precision: what they are computed in.
         writes: false: another process makes it, and has by now.
 
     Raises:
@@ -137,11 +138,11 @@ def bi_encoder_vectors(
     """
     imported = import_twin(teacher)
     name = hashlib.sha256(f"{imported.source['weights_sha256']}{digest_of_texts(texts)}".encode()).hexdigest()
-    path = directory / f"{name[:32]}.f32"
+    path = directory / f"{cache_name(name[:32], precision)}.f32"
     width = imported.twin.config.document.dimension
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
-        _append_vectors(path, imported, texts, report)
+        _append_vectors(path, imported, texts, precision, report)
     return np.memmap(path, np.float32, "r").reshape(-1, width)
 
 
@@ -154,18 +155,19 @@ def digest_of_texts(texts: Iterable[str]) -> str:
 
 
 @torch.inference_mode()
-def _append_vectors(path: Path, imported: Imported, texts: Sequence[str], report: Report) -> None:
+def _append_vectors(path: Path, imported: Imported, texts: Sequence[str], precision: Precision, report: Report) -> None:
     tower, width = imported.twin.document, imported.twin.config.document.dimension
     reader = open_tokenizer_file(imported.tokenizer, max_tokens=imported.twin.config.document_max_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tower.to(device).eval()
     with path.open("ab") as file:
-        # A kill may have cut the last row short.
         done = file.tell() // (4 * width)
+        if done < len(texts):  # a kill may have cut an append short, and other neighbours would be padded otherwise
+            done -= done % _ENCODED_AT_ONCE
         file.truncate(done * 4 * width)
         for start in range(done, len(texts), _ENCODED_AT_ONCE):
             part = chunks_on(device, reader.encode(texts[start : start + _ENCODED_AT_ONCE]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16()):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 vectors_BH = embed(tower, part)
             file.write(vectors_BH.cpu().numpy().tobytes())
             file.flush()

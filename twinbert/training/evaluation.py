@@ -39,6 +39,8 @@ class System:
     """Whether scores are probabilities; of others calibration and divergence are not measured."""
     retrieve: Retriever | None = None
     """How it searches a corpus, where it can."""
+    run: int | None = None
+    """Which of several runs it is of; None: of none, or of the only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,8 @@ def evaluate(
     Args:
         systems: rows, in their order.
         split: judged pairs.
-        teacher: the row that fidelity is measured against: a system's nth seed against its nth, or its last.
+        teacher: the row that fidelity is measured against: that of a system's own run; of one of no run its nth seed's
+            against the nth, or the last.
         against: rows that every other is compared with.
         corpus: what recall@k is measured over; empty: it is not. Documents without a judgment count as not relevant.
         resamples: resamples of the bootstrap.
@@ -155,18 +158,21 @@ def evaluate(
     pairs = [(pair.query, pair.document) for pair in split.pairs]
     scores: dict[str, list[Floats]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    teachers: dict[int | None, Floats] = {}  # by run
     for system in systems:
         start = time.perf_counter()
         scores[system.name].append(system.score(pairs))
         seconds[system.name].append(time.perf_counter() - start)
+        if system.name == teacher and system.run is not None:
+            teachers[system.run] = scores[teacher][-1]
         scored(system, seconds[system.name][-1])
     measured: dict[str, list[dict[str, Doubles]]] = {name: [] for name in names}
     for system in systems:
-        run = len(measured[system.name])
-        scores_N = scores[system.name][run]
+        number = len(measured[system.name])
+        scores_N = scores[system.name][number]
         taught_N = None
         if teacher and system.name != teacher:
-            taught_N = scores[teacher][min(run, len(scores[teacher]) - 1)]
+            taught_N = teachers.get(system.run, scores[teacher][min(number, len(scores[teacher]) - 1)])
         found = measure(scores_N, judgments, weights_BQ, teacher_N=taught_N, probabilities=system.probabilities)
         if corpus and system.retrieve is not None:
             found |= _recall(system.retrieve, split, corpus, weights_BQ)

@@ -4,7 +4,7 @@
     RUN/inputs.json                 where the data was
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/teacher-2/ …                those of the others, where several teach together
-    RUN/scores/<teacher>.scores     what it said of each pair
+    RUN/scores/<teacher>.scores     what it said of each pair; in float32 that is part of the name
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
@@ -27,17 +27,19 @@ from typing import Any
 from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.training import initial, student, synthetic, teacher
 from twinbert.training import pairs as pairs_
-from twinbert.training.claims import claim_of, claimed, require_data
+from twinbert.training.claims import claim_of, claimed, require_data, splits_verbatim
 from twinbert.training.data import Dataset, add_unlabelled, read_dataset, read_home_depot, sample
-from twinbert.training.devices import new_accelerator
+from twinbert.training.devices import cache_name, new_accelerator, precision_of
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.recipe import Inputs, Recipe
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import locked
+from twinbert.training.runs import locked, recorded
 from twinbert.training.tables import build
 from twinbert.training.texts import TextFile
 from twinbert.training.times import timed
+
+_APART = 1_000_003  # seeds of one run's teachers: of successive ones the runs of neighbouring seeds would share some
 
 
 def run(
@@ -70,7 +72,7 @@ def run(
     chosen = _chosen(recipe, students)
     accelerator = new_accelerator()
     main = accelerator.is_main_process
-    dataset = _read_pairs(recipe, inputs)
+    dataset = _read_pairs(recipe, inputs, [output])
     with claimed(claim_of(recipe, dataset, inputs), chosen, output, report, writes=main):
         with locked(output, report, writes=main), accelerator.main_process_first():
             dataset = _with_texts(dataset, recipe, inputs, output / "texts", writes=main)
@@ -145,7 +147,7 @@ def read(recipe: Recipe, inputs: Inputs, *, runs: Collection[Path] = ()) -> Data
     Raises:
         UsageError: it is not there, or is no such data, or that of another run.
     """
-    dataset = _read_pairs(recipe, inputs)
+    dataset = _read_pairs(recipe, inputs, runs)
     for run in runs:
         require_data(run, dataset)
     return _with_texts(dataset, recipe, inputs, None)
@@ -157,14 +159,15 @@ def read_kept(run: Path, inputs: Inputs) -> Dataset:
     Raises:
         UsageError: the folder is of no run, or its graded pairs are not there, or others.
     """
-    dataset = _read_pairs(recipe_of(run), inputs)
+    dataset = _read_pairs(recipe_of(run), inputs, [run])
     require_data(run, dataset)
     kept = {name: run / "texts" / name for name in ("queries", "documents")}
     texts: dict[str, Any] = {name: TextFile(path) for name, path in kept.items() if path.exists()}
     return dataclasses.replace(dataset, **texts)
 
 
-def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
+def _read_pairs(recipe: Recipe, inputs: Inputs, runs: Collection[Path]) -> Dataset:
+    """Graded pairs, split as they were for these runs, where they are there."""
     if recipe.source == "synthetic":
         dataset = synthetic.dataset(seed=recipe.seed)
     elif inputs.train is None:
@@ -172,7 +175,10 @@ def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
     elif recipe.source == "home_depot":
         dataset = read_home_depot(inputs.train)
     else:
-        dataset = read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
+        verbatim = any(map(splits_verbatim, runs))
+        dataset = read_dataset(
+            inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns, verbatim=verbatim
+        )
     return dataset if recipe.sample == 1 else sample(dataset, recipe.sample)
 
 
@@ -199,19 +205,31 @@ def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -
     return teacher.Ensemble(
         [
             teacher.train(
-                recipe.teacher, dataset.train, dataset.dev, output=folder, seed=recipe.seed + number, report=report
+                recipe.teacher,
+                dataset.train,
+                dataset.dev,
+                output=folder,
+                seed=_seed(recipe, number, folder),
+                report=report,
             )
             for number, folder in enumerate(teacher_folders(recipe, run))
         ]
     )
 
 
+def _seed(recipe: Recipe, number: int, folder: Path) -> int:
+    """A teacher's seed; one that an earlier version began keeps the successive one that it had."""
+    earlier = recipe.seed + number
+    return earlier if recorded(folder).get("seed") == earlier else recipe.seed + _APART * number
+
+
 def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Ensemble, scores: Path, report: Report) -> Pairs:
     """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
+    precision = precision_of(new_accelerator())
     # Opening it drops what seems to be cut short, and another process may be writing just that.
-    with locked(scores, report), ScoreCache(scores, scorer.digest) as cache:
-        return pairs_.score(chosen, functools.partial(scorer.score, fast=True), cache, report)
+    with locked(scores, report), ScoreCache(scores, cache_name(scorer.digest, precision)) as cache:
+        return pairs_.score(chosen, functools.partial(scorer.score, precision=precision), cache, report)
 
 
 def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
@@ -223,12 +241,14 @@ def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
 
 def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Path, report: Report) -> None:
     """Finds mistakes before an hour is spent: of the students chosen, and where none is, of all that may come."""
+    asked = recipe.pairs
+    # What BM25 finds takes minutes to know; a random document is as good for whether a query has a pair at all.
+    quick = PairsConfig(bm25=0, random=min(1, asked.bm25 + asked.random), unlabelled=asked.unlabelled)
     for name in chosen or recipe.students:
         config = recipe.students[name]
         if (output / "students" / name / "bundle").exists():
             continue
-        unlabelled = recipe.pairs.unlabelled if config.needs_teacher else 0
-        pairs = pairs_.choose(dataset, PairsConfig(bm25=0, random=0, unlabelled=unlabelled), seed=0)
+        pairs = pairs_.choose(dataset, quick, seed=0) if config.needs_teacher else pairs_.judged(dataset)
         try:
             initial.check(config, dataset, pairs)
         except (UsageError, BundleError, UnsupportedError) as error:

@@ -24,7 +24,7 @@ from twinbert.tokenizer.triletter import Letters
 from twinbert.training.data import Dataset
 from twinbert.training.distillation import LossWeights
 from twinbert.training.embedding import SpaceConfig, chunks_on
-from twinbert.training.pairs import Pairs
+from twinbert.training.pairs import Pairs, part
 from twinbert.training.readable import readable, require_letters
 from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import locate
@@ -65,8 +65,8 @@ class StudentConfig:
     """Whether both towers are one set of weights."""
     pooling: Pooling = "weighted"
     """How token states become one vector."""
-    projection: int | None = 128
-    """D, the size of an embedding; without it, the hidden width."""
+    projection: int = 128
+    """D, the size of an embedding; 0: there is no projection, and it is the hidden width."""
     projection_start: Literal["pca", "plain"] = "pca"
     """`pca`: from the principal components of the checkpoint's own vectors; `plain`: as new weights start."""
     crossings: tuple[CrossingKind, ...] = ("residual", "cosine")
@@ -123,17 +123,18 @@ def check(config: StudentConfig, dataset: Dataset, pairs: Pairs) -> None:
     Args:
         config: the student.
         dataset: what it is taught on.
-        pairs: of whose texts its projection starts.
+        pairs: of whose texts its projection starts; its share of them must have some.
 
     Raises:
         UsageError: a checkpoint is missing, or has not the layers; there are too few texts, or vectors are too narrow;
-            or a text has no letter that tri-letters are made of.
+            a text has no letter that tri-letters are made of; or its share has no pair.
         BundleError: a file of a checkpoint is damaged.
         UnsupportedError: it is another architecture.
     """
     if config.tokenizer == "triletter":
         require_letters(config.letters, dataset.graded_texts())
-    count = config.projection or 0
+    part(pairs, config.share)
+    count = config.projection
     few = dataclasses.replace(pairs, queries=pairs.queries[:count], documents=pairs.documents[:count])
     with tempfile.TemporaryDirectory() as folder:
         twin, path = build(config, Path(folder), few, seed=0)
@@ -151,7 +152,7 @@ def check(config: StudentConfig, dataset: Dataset, pairs: Pairs) -> None:
 
 def _config_of(config: StudentConfig) -> TwinConfig:
     if config.new is None:
-        tower = bert_config(locate(config.checkpoint), pooling=config.pooling, projection=config.projection)
+        tower = bert_config(locate(config.checkpoint), pooling=config.pooling, projection=config.projection or None)
         tower = dataclasses.replace(tower, layers=len(config.layers) or tower.layers)
     else:
         tower = TowerConfig(
@@ -159,7 +160,7 @@ def _config_of(config: StudentConfig) -> TwinConfig:
             positions=max(config.query_max_tokens, config.document_max_tokens),
             embedding="tokens" if config.tokenizer == "wordpiece" else "trigrams",
             pooling=config.pooling,
-            projection=config.projection,
+            projection=config.projection or None,
             **dataclasses.asdict(config.new),
         )
     return TwinConfig(
@@ -215,7 +216,7 @@ def build(
         weights = locate(config.checkpoint) / "model.safetensors"
         for tower in {twin.query, twin.document}:
             load_bert(tower, weights, layers=config.layers or None)
-        if config.projection is not None and config.projection_start == "pca":
+        if config.projection and config.projection_start == "pca":
             initialise_projection(twin, _pooled(twin, tokenizer, pairs, seed), seed=seed)
     elif not config.shared:
         twin.query.load_state_dict(twin.document.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -94,8 +95,9 @@ def live_scorer(bundle: Path, documents: Sequence[str], *, encoding: str, folder
     _run("refresh", *where, "--documents", str(file), "--id-type", "integer", "--encoding", encoding)
     log = folder / "serve.log"
     with log.open("wb") as output:
-        words = [_COMMAND, "serve", *where, "--address", "127.0.0.1:0", "--metrics-port", "0"]
-        process = subprocess.Popen(words, stderr=output, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        # As the reference, whatever engine this host has been tuned to.
+        words = [_COMMAND, "serve", *where, "--engine", "float32", "--address", "127.0.0.1:0", "--metrics-port", "0"]
+        process = subprocess.Popen(words, stderr=output, stdout=subprocess.DEVNULL, env=_environment())  # noqa: S603 - our own command
     try:
         with ScorerClient(_address(process, log)) as client:
             yield LiveScorer(client, documents)
@@ -105,9 +107,14 @@ def live_scorer(bundle: Path, documents: Sequence[str], *, encoding: str, folder
 
 
 def _run(*words: str) -> None:
-    done = subprocess.run([_COMMAND, *words], capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    done = subprocess.run([_COMMAND, *words], capture_output=True, text=True, check=False, env=_environment())  # noqa: S603 - our own command
     if done.returncode:
         raise UnavailableError(f"`twinbert {words[0]}` failed: {_last_line(done.stderr)}")
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what would set options of the commands."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TWINBERT_")}
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -159,7 +159,7 @@ class ScoreCache:
 
     Args:
         directory: of the caches, one file a teacher.
-        teacher: digest of the teacher.
+        teacher: what names it and its precision, see `twinbert.training.devices.cache_name`.
 
     Raises:
         UsageError: the file cannot be opened.

@@ -30,12 +30,17 @@ def require_letters(letters: Letters, texts: Iterable[str]) -> None:
     Raises:
         UsageError: the first such text.
     """
-    for text, good in _marked(letters_tokenizer(letters), texts):
-        if not good:
-            raise UsageError(
-                f"the text {text[:80]!r} has no letter of the tri-letter tokenizer, so a tower would learn nothing "
-                'from it; remove it, or set letters to "unicode"'
-            )
+    if (text := next(without_letters(letters, texts), None)) is not None:
+        remedy = ', or set letters to "unicode"' if letters == "ascii" else ""
+        raise UsageError(
+            f"the text {text[:80]!r} has no letter of the tri-letter tokenizer, so a tower would learn nothing "
+            f"from it; remove it{remedy}"
+        )
+
+
+def without_letters(letters: Letters, texts: Iterable[str]) -> Iterator[str]:
+    """The texts that have none of the letters, as a stream."""
+    return (text for text, good in _marked(letters_tokenizer(letters), texts) if not good)
 
 
 def letters_tokenizer(letters: Letters) -> Tokenizer:

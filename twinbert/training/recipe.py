@@ -39,7 +39,7 @@ class Recipe:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The cross-encoder."""
     teachers: int = 1
-    """How many of it there are, of successive seeds; the mean of their logits teaches."""
+    """How many of it there are, of seeds far apart; the mean of their logits teaches."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
     """What it is asked."""
     students: Mapping[str, StudentConfig]

@@ -223,6 +223,15 @@ def locked(folder: Path, report: Report, *, wait: bool = True, writes: bool = Tr
             file.truncate(0)
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    """What was asked for in a run's folder; nothing where that is missing, or damaged, as whoever claims it says."""
+    try:
+        found = json.loads((folder / CONFIGURATION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees all of it or what was there before."""
     replace_file(path, text.encode())

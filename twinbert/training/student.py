@@ -27,7 +27,7 @@ from twinbert.tokenizer import Tokenizer, open_tokenizer_file
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
 from twinbert.training.data import Dataset, Split
-from twinbert.training.devices import new_accelerator
+from twinbert.training.devices import new_accelerator, precision_of
 from twinbert.training.distillation import Distillation, embed
 from twinbert.training.embedding import (
     Lessons,
@@ -206,6 +206,10 @@ def _learn_space(
         "seed": seed,
         "texts": digest_of_texts(every_text()),
     }
+    if config.shared:  # then the tower is the first that was drawn, where a document tower of its own is the second
+        described["shared"] = True
+    if config.new is None:
+        described["start"] = [config.checkpoint, config.layers, config.projection_start]
     main = accelerator.is_main_process
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     run = Run(common / "spaces" / name, described, writes=main)
@@ -218,7 +222,14 @@ def _learn_space(
                 texts = TextFile.write(texts_path, readable(tokenizer, every_text())) if main else TextFile(texts_path)
                 if left := sum(1 for _ in every_text()) - len(texts):
                     report.event("left_out", f"{left:,} texts are left out: they have no letter", texts=left)
-                vectors_NH = bi_encoder_vectors(config.space.teacher, texts, common / "vectors", report, writes=main)
+                vectors_NH = bi_encoder_vectors(
+                    config.space.teacher,
+                    texts,
+                    common / "vectors",
+                    report,
+                    precision=precision_of(accelerator),
+                    writes=main,
+                )
             _fit_space(
                 config,
                 student,
@@ -286,8 +297,7 @@ def _start_crossings(student: Student, pairs: Pairs) -> None:
     targets_N = np.where(np.isnan(logits_N), pairs.grade_P[rows], 1 / (1 + np.exp(-logits_N)))
     texts = [(pairs.queries[pairs.query_P[row]], pairs.documents[pairs.document_P[row]]) for row in rows]
     for kind in student.twin.config.crossings:
-        fitted = calibration.fit(student.logits(texts, kind), targets_N)
-        student.twin.crossing(kind).calibrate(fitted.calibration)
+        student.twin.crossing(kind).calibrate(calibration.fit(student.logits(texts, kind), targets_N))
 
 
 def _measure(student: Student, dev: Split) -> dict[str, float]:
@@ -307,7 +317,7 @@ def _export(student: Student, dev: Split, output: Path, run: Run, report: Report
     for kind, one in fitted.items():
         report.event(
             "calibrated",
-            f"{kind}: calibration error {one.error_before:.4f}, {one.error_after:.4f} calibrated",
+            f"{kind}: calibration error {one.fitted_error_before:.4f}, {one.fitted_error_after:.4f} calibrated",
             crossing=kind,
             **dataclasses.asdict(one),
         )
@@ -317,7 +327,7 @@ def _export(student: Student, dev: Split, output: Path, run: Run, report: Report
         output,
         tokenizer=student.tokenizer,
         source={"name": output.parent.name, "run": hashlib.sha256(repr(run.configuration).encode()).hexdigest()},
-        calibration={kind: one.calibration for kind, one in fitted.items()},
+        calibration=fitted,
     )
 
 

@@ -29,7 +29,7 @@ from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import Scorer, System
-from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters
+from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters, without_letters
 from twinbert.training.recipe import Recipe
 from twinbert.training.report import Report
 from twinbert.training.runs import locked
@@ -53,35 +53,50 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         network: the C-DSSM; None: `network_of` the run.
 
     Raises:
-        UsageError: `run` is no run, or lacks its teacher; a graded text has no letter that C-DSSM reads; or another
-            process trains them.
+        UsageError: `run` is no run, or lacks its teacher; another process trains them; or, once the cross-encoder is
+            there, a graded text has no letter that C-DSSM reads.
     """
     followed = follow.recipe_of(run)
-    network = network or network_of(followed)
-    require_letters(network.letters, dataset.graded_texts())
+    _teachers(followed, run)  # or it would be missed only when the cross-encoder is there
     with locked(run / "baselines", report, wait=False):
-        _train_baselines(followed, run, dataset, report, network)
+        _train_shallow(followed, run, dataset, report)
+        if not (run / "baselines" / "c-dssm" / "weights.safetensors").exists():
+            _train_dssm(network or network_of(followed, dataset), followed, run, dataset, report)
 
 
-def _train_baselines(followed: Recipe, run: Path, dataset: Dataset, report: Report, network: DssmConfig) -> None:
+def _train_shallow(followed: Recipe, run: Path, dataset: Dataset, report: Report) -> None:
     folder = run / "baselines"
     checkpoint = teacher.locate(_own(followed.teacher.checkpoint, run))
     shallow = first_layers(checkpoint, SHALLOW_LAYERS, folder / "checkpoint-3")
     config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
     output = folder / "cross-encoder-3"
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
-    if (folder / "c-dssm" / "weights.safetensors").exists():
-        return
-    scorer = _load_teacher(followed, *follow.teacher_folders(followed, run))
+
+
+def _train_dssm(network: DssmConfig, followed: Recipe, run: Path, dataset: Dataset, report: Report) -> None:
+    require_letters(network.letters, dataset.graded_texts())
+    scorer = _load_teacher(followed, *_teachers(followed, run))
     pairs = follow.score_pairs(followed, dataset, scorer, run / "scores", report)
     pairs = readable_pairs(letters_tokenizer(network.letters), pairs)
-    dssm.train(network, dataset, pairs, output=folder / "c-dssm", seed=followed.seed, report=report)
+    dssm.train(network, dataset, pairs, output=run / "baselines" / "c-dssm", seed=followed.seed, report=report)
 
 
-def network_of(followed: Recipe) -> DssmConfig:
-    """The published C-DSSM, which minimises what most students with a teacher do: only the network is compared."""
-    taught = Counter(student.losses for student in followed.students.values() if student.needs_teacher)
-    return DssmConfig(losses=taught.most_common(1)[0][0]) if taught else DssmConfig()
+def network_of(followed: Recipe, dataset: Dataset) -> DssmConfig:
+    """The published C-DSSM, which minimises what most students with a teacher do: only the network is compared.
+
+    It reads the letters that most tri-letter students do, or those of every script where a graded text has no other.
+    """
+    students = followed.students.values()
+    taught = Counter(student.losses for student in students if student.needs_teacher)
+    read = Counter(student.letters for student in students if student.tokenizer == "triletter")
+    network = DssmConfig()
+    if taught:
+        network = dataclasses.replace(network, losses=taught.most_common(1)[0][0])
+    if read:
+        network = dataclasses.replace(network, letters=read.most_common(1)[0][0])
+    if next(without_letters(network.letters, dataset.graded_texts()), None) is not None:
+        network = dataclasses.replace(network, letters="unicode")
+    return network
 
 
 def first_layers(checkpoint: Path, layers: int, output: Path) -> Path:
@@ -120,13 +135,16 @@ def systems(dataset: Dataset, followed: Recipe, runs: Sequence[Path]) -> Iterato
     bm25 = Bm25(dataset.corpus())
     yield System(name="BM25", score=bm25.score, probabilities=False, retrieve=bm25.retrieve)
     yield from _untrained(followed, runs)
-    for run in runs:
-        yield from _trained(run)
+    for number, run in enumerate(runs):
+        for system in _trained(run):
+            yield dataclasses.replace(system, run=number)
 
 
 def _untrained(followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
-    """The checkpoints that students start from, as they are."""
-    named = dict.fromkeys(one.checkpoint for one in followed.students.values() if one.new is None)
+    """The checkpoints that students start from, and the bi-encoders whose spaces they learn, as they are."""
+    students = followed.students.values()
+    named = dict.fromkeys(one.checkpoint for one in students if one.new is None)
+    named |= dict.fromkeys(one.space.teacher for one in students if one.space is not None)
     for checkpoint in [_own(name, runs[0]) if runs else name for name in named]:
         if checkpoint == synthetic.NAME:  # made by a run, and there is none
             continue
@@ -185,7 +203,20 @@ def teacher_of(run: Path) -> Scorer:
         UsageError: the run has none yet.
     """
     followed = follow.recipe_of(run)
-    return _probabilities(_load_teacher(followed, *follow.teacher_folders(followed, run)))
+    return _probabilities(_load_teacher(followed, *_teachers(followed, run)))
+
+
+def _teachers(followed: Recipe, run: Path) -> list[Path]:
+    """The folders of a run's teachers.
+
+    Raises:
+        UsageError: one of them is not there yet.
+    """
+    folders = follow.teacher_folders(followed, run)
+    for folder in folders:
+        if not (folder / "model").is_dir():
+            raise UsageError(f"{folder}: has no trained teacher yet; make it with `twinbert train teacher`")
+    return folders
 
 
 def _load_teacher(followed: Recipe, *folders: Path) -> teacher.Ensemble:

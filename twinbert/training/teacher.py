@@ -33,7 +33,7 @@ from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.importing import PACKAGES, installed
 from twinbert.model.checkpoint import read_json
 from twinbert.training.data import Split
-from twinbert.training.devices import multiplies_bf16, new_accelerator
+from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.loop import Task, fit, windows
 from twinbert.training.losses import pairwise_logistic
 from twinbert.training.metrics import evaluate
@@ -82,7 +82,7 @@ class Teacher:
         model: a transformers model for sequence classification with one logit.
         tokenizer: its tokenizer.
         max_tokens: tokens of a pair.
-        digest: what names it in caches: equal digests give equal scores.
+        digest: what names it in caches: in one precision, equal digests give equal scores.
         batch: pairs scored together.
     """
 
@@ -117,12 +117,12 @@ class Teacher:
         return inputs
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[TextPair], *, fast: bool = False) -> Floats:
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """Logits of (query, document) pairs, float32 [N]; their sigmoid is the expected grade.
 
         Args:
             pairs: of them.
-            fast: in bf16 where the processor multiplies it: a hundredth off, near enough for a student's targets.
+            precision: bf16 is a hundredth off, near enough for a student's targets.
         """
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -132,7 +132,7 @@ class Teacher:
             lengths = [len(encoding["input_ids"]) for encoding in encodings]
             for rows in windows(range(len(encodings)), lengths, self.batch, window=_SCORED_AT_ONCE):
                 inputs = {name: tensor.to(device) for name, tensor in self.pad([encodings[r] for r in rows]).items()}
-                with torch.autocast(device.type, torch.bfloat16, enabled=fast and multiplies_bf16()):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     logits_B = self.model(**inputs).logits.squeeze(-1)
                 logits_N[np.array(rows) + start] = logits_B.float().cpu().numpy()
         return logits_N
@@ -165,9 +165,9 @@ class Ensemble:
         digests = " ".join(member.digest for member in members)
         self.digest = members[0].digest if len(members) == 1 else hashlib.sha256(digests.encode()).hexdigest()
 
-    def score(self, pairs: Sequence[TextPair], *, fast: bool = False) -> Floats:
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """As `Teacher.score`."""
-        logits_N: Floats = np.mean([member.score(pairs, fast=fast) for member in self._members], axis=0)
+        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
         return logits_N
 
 
