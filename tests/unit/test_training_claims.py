@@ -17,7 +17,6 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.training import claims, follow, recipe, runs, student, synthetic, teacher, times
-from twinbert.training.data import read_dataset
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
@@ -67,22 +66,6 @@ def test_other_unlabelled_texts_are_refused(tmp_path: Path) -> None:
     del stated["texts"]
     (run / "configuration.json").write_text(json.dumps(stated))
     claim(run, Inputs(train=data, documents=texts[1]))
-
-
-def test_a_run_of_an_earlier_version_is_read_as_it_was_split(tmp_path: Path) -> None:
-    """One that does not say how it was split was split by the letters of queries, and can still be measured."""
-    run, data = tmp_path / "run", graded(tmp_path / "pairs.tsv", count=200)
-    data.write_text(data.read_text().replace("query ", "Query "))
-    earlier = read_dataset(data, verbatim=True)
-    with claims.claimed(claims.claim_of(FILES, earlier, Inputs(train=data)), (), run, Silent(), writes=True):
-        pass
-    with pytest.raises(UsageError, match="was trained on other pairs"):
-        follow.read(FILES, Inputs(train=data), runs=[run])
-    stated = json.loads((run / "configuration.json").read_text())
-    assert stated.pop("split_by") == "query_key"
-    (run / "configuration.json").write_text(json.dumps(stated))
-    assert follow.read(FILES, Inputs(train=data), runs=[run]) == earlier
-    assert follow.read_kept(run, Inputs(train=data)) == earlier
 
 
 def test_a_student_is_trained_by_one_process(tmp_path: Path) -> None:

@@ -53,10 +53,7 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
     options = {"data": inputs.train, "dev": inputs.dev, "test": inputs.test}
     options |= {"queries": inputs.queries, "documents": inputs.documents}
     given = {name: str(path.absolute()) for name, path in options.items() if path is not None}
-    stated: dict[str, Any] = {"recipe": described, "data": _digest(dataset), "texts": texts}
-    if recipe.source == "files":
-        stated["split_by"] = "query_key"
-    return Claim(stated, students, given)
+    return Claim({"recipe": described, "data": _digest(dataset), "texts": texts}, students, given)
 
 
 @contextmanager
@@ -75,12 +72,6 @@ def claimed(claim: Claim, chosen: Collection[str], output: Path, report: Report,
             Run(folder, {"student": claim.students[name]}, writes=writes)
             stack.enter_context(locked(folder, report, wait=False, writes=writes))
         yield
-
-
-def splits_verbatim(run: Path) -> bool:
-    """Whether a run over files is of an earlier version, which split queries by their letters: it is read so again."""
-    found = recorded(run)
-    return bool(found) and "split_by" not in found
 
 
 def require_data(run: Path, dataset: Dataset) -> None:

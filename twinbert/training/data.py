@@ -152,7 +152,6 @@ def read_dataset(
     dev: Path | None = None,
     test: Path | None = None,
     columns: Columns | None = None,
-    verbatim: bool = False,
 ) -> Dataset:
     """Graded pairs from TSV (with a header), JSON Lines or Parquet, the first two plain or gzip.
 
@@ -161,7 +160,6 @@ def read_dataset(
         dev: pairs to calibrate and choose on.
         test: pairs to measure on.
         columns: their names and the scale of grades.
-        verbatim: see `split_by_query`.
 
     Raises:
         UsageError: a file cannot be read, lacks a column, or has a row that is no pair; a split is empty; a query is in
@@ -171,7 +169,7 @@ def read_dataset(
     if (dev is None) != (test is None):
         raise UsageError("give both --dev and --test, or neither: then the pairs are split by query")
     if dev is None or test is None:
-        return split_by_query(read_pairs(train, columns), verbatim=verbatim)
+        return split_by_query(read_pairs(train, columns))
     return Dataset(
         train=Split("train", list(read_pairs(train, columns))),
         dev=Split("dev", list(read_pairs(dev, columns))),

@@ -27,7 +27,7 @@ from typing import Any
 from twinbert.errors import BundleError, UnsupportedError, UsageError
 from twinbert.training import initial, student, synthetic, teacher
 from twinbert.training import pairs as pairs_
-from twinbert.training.claims import claim_of, claimed, require_data, splits_verbatim
+from twinbert.training.claims import claim_of, claimed, require_data
 from twinbert.training.data import Dataset, add_unlabelled, read_dataset, read_home_depot, sample
 from twinbert.training.devices import cache_name, new_accelerator, precision_of
 from twinbert.training.initial import StudentConfig
@@ -72,7 +72,7 @@ def run(
     chosen = _chosen(recipe, students)
     accelerator = new_accelerator()
     main = accelerator.is_main_process
-    dataset = _read_pairs(recipe, inputs, [output])
+    dataset = _read_pairs(recipe, inputs)
     with claimed(claim_of(recipe, dataset, inputs), chosen, output, report, writes=main):
         with locked(output, report, writes=main), accelerator.main_process_first():
             dataset = _with_texts(dataset, recipe, inputs, output / "texts", writes=main)
@@ -147,7 +147,7 @@ def read(recipe: Recipe, inputs: Inputs, *, runs: Collection[Path] = ()) -> Data
     Raises:
         UsageError: it is not there, or is no such data, or that of another run.
     """
-    dataset = _read_pairs(recipe, inputs, runs)
+    dataset = _read_pairs(recipe, inputs)
     for run in runs:
         require_data(run, dataset)
     return _with_texts(dataset, recipe, inputs, None)
@@ -159,15 +159,14 @@ def read_kept(run: Path, inputs: Inputs) -> Dataset:
     Raises:
         UsageError: the folder is of no run, or its graded pairs are not there, or others.
     """
-    dataset = _read_pairs(recipe_of(run), inputs, [run])
+    dataset = _read_pairs(recipe_of(run), inputs)
     require_data(run, dataset)
     kept = {name: run / "texts" / name for name in ("queries", "documents")}
     texts: dict[str, Any] = {name: TextFile(path) for name, path in kept.items() if path.exists()}
     return dataclasses.replace(dataset, **texts)
 
 
-def _read_pairs(recipe: Recipe, inputs: Inputs, runs: Collection[Path]) -> Dataset:
-    """Graded pairs, split as they were for these runs, where they are there."""
+def _read_pairs(recipe: Recipe, inputs: Inputs) -> Dataset:
     if recipe.source == "synthetic":
         dataset = synthetic.dataset(seed=recipe.seed)
     elif inputs.train is None:
@@ -175,10 +174,7 @@ def _read_pairs(recipe: Recipe, inputs: Inputs, runs: Collection[Path]) -> Datas
     elif recipe.source == "home_depot":
         dataset = read_home_depot(inputs.train)
     else:
-        verbatim = any(map(splits_verbatim, runs))
-        dataset = read_dataset(
-            inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns, verbatim=verbatim
-        )
+        dataset = read_dataset(inputs.train, dev=inputs.dev, test=inputs.test, columns=recipe.columns)
     return dataset if recipe.sample == 1 else sample(dataset, recipe.sample)
 
 
