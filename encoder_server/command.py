@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from encoder_server.current import current_manifest, verify_ahead
+from encoder_server.current import current_manifest, readable_manifest, verify_ahead
 from encoder_server.documents import Deletion, Document, DocumentSource, Rejection
 from encoder_server.gate import Gate
 from encoder_server.missing import Missing
@@ -100,7 +100,7 @@ def refresh(
     """
     delta = delta or missing is not None
     target = Store(store)
-    current = current_manifest(target)
+    current, known = current_manifest(target), readable_manifest(target)
     # Reading all of a store to verify it and loading a model take as long, and neither needs the other.
     threading.Thread(target=verify_ahead, args=(target,), daemon=True).start()
     opened = Bundle.open(bundle)
@@ -110,10 +110,10 @@ def refresh(
         id_column=id_column,
         text_columns=text_columns,
         time_column=time_column,
-        id_type=id_type or (current.id_type if current else "auto"),
+        id_type=id_type or (known.id_type if known else "auto"),
         delta=delta,
     )
-    chosen = Missing(missing, current.id_type if current else "string", source) if missing else None
+    chosen = Missing(missing, known.id_type if known else "string", source) if missing else None
     runtime = Runtime(opened, towers=TOWERS)
     judge = Gate(gate or GateSettings(), runtime)
     started = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from store.errors import CorruptError, GenerationNotFoundError, NoGenerationError, StoreError, StoreNotFoundError
+from store.lineage import latest_first
 from store.manifest import Manifest
 from store.store import Store
 from store.writer import Writer
@@ -20,6 +21,20 @@ def current_manifest(store: Store) -> Manifest | None:
         return store.manifest(store.current())
     except (StoreNotFoundError, NoGenerationError, CorruptError, GenerationNotFoundError):
         return None
+
+
+def readable_manifest(store: Store) -> Manifest | None:
+    """Of the current generation; where that is damaged, of the one that was sealed last and can be read: it says what
+    the store is as well.
+
+    Raises:
+        FormatError: a newer version wrote the current one.
+    """
+    found = current_manifest(store)
+    for name in latest_first(store.path) if found is None else ():
+        with contextlib.suppress(StoreError):
+            return store.manifest(name)
+    return found
 
 
 def verify_ahead(store: Store) -> None:

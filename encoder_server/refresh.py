@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self
 
-from encoder_server.current import current_manifest, notices
+from encoder_server.current import current_manifest, notices, readable_manifest
 from encoder_server.documents import Deletion, Document, Rejection
 from encoder_server.gate import Gate
 from encoder_server.progress import Progress
@@ -78,8 +78,9 @@ class Refresh:
     ) -> None:
         self._store, self._runtime, self._delta = store, runtime, delta
         self._current = current_manifest(store)
-        self.id_type = id_type or (self._current.id_type if self._current else None)
-        self.encoding = encoding or (self._current.encoding if self._current else "float32")
+        readable = readable_manifest(store)
+        self.id_type = id_type or (readable.id_type if readable else None)
+        self.encoding = encoding or (readable.encoding if readable else "float32")
         self.notices: list[str] = []
         self.quality: dict[str, Any] = {}
         self.verdict: Verdict | None = None

@@ -94,7 +94,8 @@ class Metrics:
             "twinbert_generation", "The current generation, model and kind of engine.", registry=self.registry
         )
         self._created = self._gauge(
-            "twinbert_generation_created_timestamp_seconds", "When the current generation was published."
+            "twinbert_generation_created_timestamp_seconds",
+            "When the documents of the current generation were published.",
         )
         self._age = self._gauge("twinbert_generation_age_seconds", "Time since the current generation was published.")
 

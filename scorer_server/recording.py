@@ -84,7 +84,8 @@ class Recorder:
             except Exception as error:  # noqa: BLE001  the edge of a thread: no record is worth a request
                 self._dropped.inc()
                 if not self._failing:
-                    event("recording_failed", level=logging.ERROR, error=error, file=str(self._path))
+                    bug = None if isinstance(error, OSError) else error
+                    event("recording_failed", level=logging.ERROR, error=bug, file=str(self._path), why=str(error))
                 self._failing = True
 
     def _record(self, lines: Lines) -> None:

@@ -93,7 +93,8 @@ def read_manifest(store: Path, name: str) -> Manifest:
         there = ", ".join(generation_names(store)) or "none"
         raise GenerationNotFoundError(f"{store} has no generation {name!r}; it has: {there}")
     if name_of(int(name.partition("-")[0]), hashlib.sha256(content).hexdigest()) != name:
-        raise CorruptError(f"{path} is not what was written: its sha256 does not begin with {name.partition('-')[2]}")
+        begins = name.partition("-")[2]
+        raise CorruptError(f"{path} is not what was written: its sha256 does not begin with {begins}; {REMEDY}")
     try:
         fields = json.loads(content)
         if fields["format"] > FORMAT:

@@ -22,8 +22,9 @@ from twinbert.v1 import scorer_pb2_grpc
 
 @pytest.fixture(scope="module")
 def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three documents."""
+    """A store of three documents, called like our package, in a folder with a file called like another's."""
     folder = tmp_path_factory.mktemp("workers")
+    (folder / "numpy.py").write_text("raise SystemExit('a file of the working directory was imported')")
     documents = write_documents(folder / "documents.jsonl", {"a": "red shoe", "b": "blue hat", "c": "green coat"})
     refresh(tiny_bundle, folder / "store", documents)
     return folder / "store"
@@ -31,12 +32,13 @@ def store(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def supervised(bundle: Path, store: Path, *options: str) -> Iterator[Server]:
-    """`twinbert serve --workers 2`, in a process group of its own, as a shell starts it."""
+    """`twinbert serve --workers 2`, in a process group of its own, as a shell starts it in the folder of the store."""
     words = [COMMAND, "serve", "--bundle", str(bundle), "--store", str(store), "--workers", "2", *options]
     process = subprocess.Popen(
         words,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=store.parent,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )

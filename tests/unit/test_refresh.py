@@ -15,6 +15,7 @@ from refresh_cases import WINDOW, WORDS, assert_stored, corpus, count, refreshed
 from encoder_server.documents import Document, Rejection
 from encoder_server.refresh import Refresh
 from store.errors import EmptyGenerationError, IdTypeError, StoreLockedError, SupersededError
+from store.format import GENERATIONS
 from store.maintenance import rollback
 from store.store import Store
 from twinbert.bundle import Bundle
@@ -137,6 +138,15 @@ def test_what_an_encoding_costs_is_recorded(store: Store, runtime: Runtime, enco
     assert 0 <= quality["mean_score_difference"] <= quality["max_score_difference"] <= 10 * bounds[1]
     _, progress = refreshed(store, runtime, corpus(100))
     assert (store.manifest(store.current()).encoding, progress.reused) == (encoding, 100)
+
+
+def test_a_refresh_that_mends_a_store_keeps_what_it_is(store: Store, runtime: Runtime) -> None:
+    """Where the current manifest is damaged, the generation before says how embeddings are stored and what ids are."""
+    refreshed(store, runtime, [Document(number, "text", None) for number in range(9)], encoding="uint8")
+    name, _ = refreshed(store, runtime, [Document(number, "text", None) for number in range(8)])
+    (store.path / GENERATIONS / f"{name}.json").write_bytes(b"{")
+    with Refresh(store, runtime) as refresh:
+        assert (refresh.id_type, refresh.encoding) == ("integer", "uint8")
 
 
 def test_another_encoding_is_encoded_again_and_said(store: Store, runtime: Runtime) -> None:

@@ -173,7 +173,8 @@ def _supervise(context: typer.Context, workers: int) -> int:
     def command(number: int, ports: Ports) -> list[str]:
         own: dict[str, Any] = {"address": ports.address, "metrics_port": ports.metrics_port, "workers": 1}
         own |= {name: of_worker(path, number) for name, path in recordings.items()}
-        return [sys.executable, "-m", "twinbert", "serve", *_words(context, given | own)]
+        # -P: nothing that lies in the working directory is imported, such as a store that is called `store`.
+        return [sys.executable, "-P", "-m", "twinbert", "serve", *_words(context, given | own)]
 
     return supervise(command, consecutive(given["address"], given["metrics_port"], workers))
 

@@ -112,10 +112,13 @@ def unpin(generation: GenerationArgument, *, store: StoreOption) -> None:
 def gc(
     *,
     store: StoreOption,
-    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Newest generations to keep.")] = 3,
+    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Latest generations to keep, at least.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove generations beyond the newest that are not pinned, segments that nobody names, and what was abandoned."""
+    """Remove old generations, segments that nobody names, and what was abandoned.
+
+    The current generation and its parent stay as well, for a rollback, and those that are pinned.
+    """
     from store.maintenance import gc as run
     from store.store import Store
 
