@@ -49,7 +49,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_its_configuration_curves_and_metrics(run: Path) -> None:
     """Every stage has a folder with what was asked for, how it went and a picture; checkpoints are gone."""
-    stages = ["teacher", *(f"students/{name}/distil" for name in STUDENTS)]
+    stages = ["teacher", "lexical", *(f"students/{name}/distil" for name in STUDENTS)]
     [space] = (run / "spaces").iterdir()
     for stage in [*stages, space]:
         assert json.loads((run / stage / "configuration.json").read_text())

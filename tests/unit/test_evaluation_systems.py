@@ -7,12 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import transformers
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
-from twinbert.training import dssm, follow, parity, recipe, synthetic, systems, teacher
+from twinbert.training import dssm, follow, lexical, parity, recipe, synthetic, systems, teacher
 from twinbert.training.data import Dataset, Pair, Split
 from twinbert.training.dssm import DssmConfig
 from twinbert.training.evaluation import System
@@ -35,8 +36,8 @@ def dataset(followed: recipe.Recipe) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def run(followed: recipe.Recipe, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a checkpoint, a teacher that has learned nothing, and one student."""
+def run(followed: recipe.Recipe, dataset: Dataset, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a checkpoint, a teacher whose cross-encoder has learned nothing, and one student."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     synthetic.save_checkpoint(folder / "checkpoint")
     described = dataclasses.asdict(followed)
@@ -49,7 +50,14 @@ def run(followed: recipe.Recipe, tiny_bundle: Path, tmp_path_factory: pytest.Tem
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
     tokenizer.save_pretrained(folder / "teacher" / "model")
     shutil.copytree(tiny_bundle, folder / "students" / "wordpiece" / "bundle")
+    assert followed.lexical is not None
+    graded = (dataset.train, dataset.dev)
+    said = np.arange(len(dataset.dev.pairs), dtype=np.float32)
+    lexical.train(followed.lexical, *graded, lambda: said, named="one", output=folder / "lexical", seed=1)
     return folder
+
+
+TEACHER = ("teacher", "teacher, without words", "words alone")
 
 
 def names(rows: list[System]) -> list[str]:
@@ -65,7 +73,7 @@ def test_a_runs_recipe_is_read_back(run: Path, followed: recipe.Recipe) -> None:
 def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
     """Baselines that need no training, the teacher and the student that was trained; nothing for one that was not."""
     rows = list(systems.systems(dataset, followed, [run]))
-    assert names(rows) == ["random", "BM25", "checkpoint untrained", "teacher", "wordpiece cosine"]
+    assert names(rows) == ["random", "BM25", "checkpoint untrained", *TEACHER, "wordpiece cosine"]
     pairs = [(pair.query, pair.document) for pair in dataset.test.pairs[:5]]
     for row in rows:
         scores = row.score(pairs)
@@ -159,12 +167,21 @@ def test_a_text_that_c_dssm_cannot_read_stops_it_alone(
     assert trained == ["cross-encoder-3"]
 
 
-def test_a_missing_teacher_is_found_before_baselines_are_trained(run: Path, dataset: Dataset, tmp_path: Path) -> None:
-    """Neither baseline is begun where one of the run's teachers is not there."""
+@pytest.mark.parametrize(
+    ("part", "complaint"),
+    [
+        ("teacher/model", "teacher: has no trained teacher yet; make it with"),
+        ("lexical", "lexical: has no trained lexical network yet"),
+    ],
+)
+def test_a_missing_teacher_is_found_before_baselines_are_trained(
+    part: str, complaint: str, run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Neither baseline is begun where a part of the run's teacher is not there."""
     own = tmp_path / "own"
     shutil.copytree(run, own)
-    shutil.rmtree(own / "teacher" / "model")
-    with pytest.raises(UsageError, match=f"{own}/teacher: has no trained teacher yet; make it with"):
+    shutil.rmtree(own / part)
+    with pytest.raises(UsageError, match=f"{own}/{complaint}"):
         systems.train_baselines(own, dataset, Silent())
     assert not (own / "baselines").exists()
 
@@ -175,7 +192,7 @@ def test_the_bi_encoder_of_a_first_stage_has_a_row(run: Path, dataset: Dataset, 
     shutil.copytree(run, own)
     shutil.rmtree(own / "students" / "wordpiece")
     rows = names(list(systems.systems(dataset, follow.recipe_of(own), [own])))
-    assert rows == ["random", "BM25", "checkpoint untrained", "teacher"]
+    assert rows == ["random", "BM25", "checkpoint untrained", *TEACHER]
 
 
 def test_baselines_learn_from_the_texts_that_the_run_kept(

@@ -17,6 +17,7 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.training import claims, follow, recipe, runs, student, synthetic, teacher, times
+from twinbert.training.ensemble import Ensemble
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
@@ -101,7 +102,7 @@ def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:
     assert config.space is not None
     config = dataclasses.replace(config, space=dataclasses.replace(config.space, teacher=str(tmp_path / "checkpoint")))
     pairs = dataclasses.replace(judged(dataset), teacher_P=judged(dataset).grade_P)
-    scorer = teacher.Ensemble([teacher.open_checkpoint(tmp_path / "checkpoint", max_tokens=24)])
+    scorer = Ensemble([teacher.open_checkpoint(tmp_path / "checkpoint", max_tokens=24)])
 
     def trains_teacher() -> None:
         teacher.train(tiny.teacher, dataset.train, dataset.dev, output=tmp_path / "teacher", seed=1, report=Told())

@@ -16,6 +16,7 @@ from twinbert.training import follow, initial, losses, recipe, student, syntheti
 from twinbert.training.blocks import Blocks
 from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.distillation import Distillation, LossWeights
+from twinbert.training.ensemble import Ensemble
 from twinbert.training.pairs import Pairs, judged
 from twinbert.training.report import Silent
 
@@ -68,7 +69,7 @@ def test_what_is_computed_for_training_is_in_its_precision(
     """A teacher scores and a bi-encoder embeds in what the process trains in; the name of a cache tells float32."""
     new_accelerator(precision)
     suffix = "-float32" if precision == "float32" else ""
-    scorer = teacher.Ensemble([teacher.open_checkpoint(checkpoint, max_tokens=24)])
+    scorer = Ensemble([teacher.open_checkpoint(checkpoint, max_tokens=24)])
     found = follow.score_pairs(TINY, DATASET, scorer, tmp_path / "scores", Silent())
     off_P = np.abs(found.teacher_P - scorer.score(found.texts()))
     assert (off_P.max() < 1e-5) == (precision == "float32")

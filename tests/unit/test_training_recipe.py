@@ -159,14 +159,14 @@ def test_runs_of_neighbouring_seeds_share_no_teacher(tmp_path: Path, monkeypatch
     """Two teachers each make six of three seeds; a run that an earlier version began keeps those it has."""
     seeds: list[int] = []
     monkeypatch.setattr(teacher, "train", lambda *_, seed, **__: seeds.append(seed))
-    monkeypatch.setattr(teacher, "Ensemble", list)
-    dataset = synthetic.dataset()
+    monkeypatch.setattr(follow, "Ensemble", list)
+    dataset, two = synthetic.dataset(), dataclasses.replace(FILES, teachers=2, lexical=None)
     for seed in (2002, 2003, 2004):
-        follow.train_teacher(dataclasses.replace(FILES, seed=seed, teachers=2), dataset, tmp_path, Silent())
+        follow.train_teacher(dataclasses.replace(two, seed=seed), dataset, tmp_path, Silent())
     assert seeds[::2] == [2002, 2003, 2004]
     assert len(set(seeds)) == 6
     Run(tmp_path / "teacher-2", {"seed": 2003})
-    follow.train_teacher(dataclasses.replace(FILES, seed=2002, teachers=2), dataset, tmp_path, Silent())
+    follow.train_teacher(dataclasses.replace(two, seed=2002), dataset, tmp_path, Silent())
     assert seeds[6:] == [2002, 2003]
 
 

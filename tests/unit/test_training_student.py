@@ -21,6 +21,7 @@ from twinbert.training import embedding, initial, losses, readable, recipe, stud
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
+from twinbert.training.ensemble import Ensemble
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
@@ -209,7 +210,7 @@ def test_several_teachers_speak_with_one_voice(checkpoint: Path) -> None:
         members.append(teacher.open_checkpoint(checkpoint, max_tokens=24))
     members[1].digest = "another"
     pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs[:8]]
-    both, one = teacher.Ensemble(members), teacher.Ensemble(members[:1])
+    both, one = Ensemble(members), Ensemble(members[:1])
     first, second = (member.score(pairs) for member in members)
     assert np.abs(first - second).max() > 0
     np.testing.assert_allclose(both.score(pairs), (first + second) / 2, rtol=1e-6)

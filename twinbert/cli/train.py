@@ -98,11 +98,14 @@ def run(*, plan: _Plan) -> None:
 @app.command()
 @shares({"plan": _plan})
 def teacher(*, plan: _Plan) -> None:
-    """Fine-tune only a recipe's teacher, a cross-encoder, on human grades."""
-    from twinbert.training.follow import teacher_folders
+    """Train only a recipe's teacher on human grades: cross-encoders, and what words alone say."""
+    from twinbert.training.follow import lexical_folder, teacher_folders
 
     _train(plan, students=())
-    _print({folder.name: folder / "model" for folder in teacher_folders(plan.recipe, plan.output)})
+    made = {folder.name: folder / "model" for folder in teacher_folders(plan.recipe, plan.output)}
+    if plan.recipe.lexical is not None:
+        made["lexical"] = lexical_folder(plan.output)
+    _print(made)
 
 
 @app.command()

@@ -3,7 +3,10 @@
 Platt scaling (Platt 1999; the temperature scaling of Guo et al., arXiv 1706.04599, with a bias): p = σ(x / T + c) of a
 crossing's logit x. T and c go into the crossing's own weights, so what serves is still one sigmoid.
 
-Shapes: N pairs.
+Several models of one thing are weighed against each other likewise: p = σ(Σₖ wₖ xₖ + c), which is stacking (Wolpert,
+Neural Networks 5, 1992).
+
+Shapes: N pairs, K models.
 """
 
 from __future__ import annotations
@@ -35,6 +38,21 @@ class Fitted(Calibration):
     """With it; on other pairs it is larger, as a rule."""
 
 
+@dataclass(frozen=True)
+class Blend:
+    """Weights of several logits that become one."""
+
+    weights: tuple[float, ...]
+    """wₖ, none below 0."""
+    bias: float
+    """c."""
+
+    def apply(self, logits_NK: Floats) -> Floats:
+        """Σₖ wₖ xₖ + c, float32 [N] of float32 [N, K]."""
+        blended_N: Floats = (logits_NK @ np.array(self.weights) + self.bias).astype(np.float32)
+        return blended_N
+
+
 def fit(logits_N: Floats, grades_N: Doubles) -> Fitted:
     """T and c of the smallest cross-entropy with the grades, by L-BFGS; the problem is convex in 1 / T and c.
 
@@ -45,23 +63,8 @@ def fit(logits_N: Floats, grades_N: Doubles) -> Fitted:
     Raises:
         UsageError: the logits are all equal, or not finite.
     """
-    from scipy.optimize import minimize
-
+    (slope,), bias = _fit(logits_N[:, None], grades_N, [_FLATTEST])
     x_N = logits_N.astype(np.float64)
-    if not np.isfinite(x_N).all() or x_N.std() == 0:
-        raise UsageError("calibration: the logits are all the same, or not finite; the model has learned nothing")
-    centre, spread = x_N.mean(), x_N.std()
-    z_N = (x_N - centre) / spread  # standardised, so that one starting point suits every model
-
-    def loss(parameters: Doubles) -> tuple[float, Doubles]:
-        logit_N = parameters[0] * z_N + parameters[1]
-        error_N = _sigmoid(logit_N) - grades_N
-        value = np.logaddexp(0, logit_N).mean() - (grades_N * logit_N).mean()
-        return float(value), np.array([(error_N * z_N).mean(), error_N.mean()])
-
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(_FLATTEST, None), (None, None)])
-    slope = float(found.x[0] / spread)
-    bias = float(found.x[1] - slope * centre)
     calibrated_N = slope * x_N + bias
     return Fitted(
         temperature=1 / slope,
@@ -70,6 +73,42 @@ def fit(logits_N: Floats, grades_N: Doubles) -> Fitted:
         fitted_error_before=expected_calibration_error(_sigmoid(x_N).astype(np.float32), grades_N),
         fitted_error_after=expected_calibration_error(_sigmoid(calibrated_N).astype(np.float32), grades_N),
     )
+
+
+def blend(logits_NK: Floats, grades_N: Doubles) -> Blend:
+    """The weights of the smallest cross-entropy with the grades; one that only misleads gets 0, the first never.
+
+    Args:
+        logits_NK: of K models, the one that has to have a say first.
+        grades_N: human grades in [0, 1], of pairs that none of them was trained on.
+
+    Raises:
+        UsageError: the logits of one model are all equal, or not finite.
+    """
+    slopes, bias = _fit(logits_NK, grades_N, [_FLATTEST] + [0.0] * (logits_NK.shape[1] - 1))
+    return Blend(tuple(slopes), bias)
+
+
+def _fit(logits_NK: Floats, grades_N: Doubles, least: list[float]) -> tuple[list[float], float]:
+    """wₖ, of standardised logits at least `least`, and c."""
+    from scipy.optimize import minimize
+
+    x_NK = logits_NK.astype(np.float64)
+    if not np.isfinite(x_NK).all() or (x_NK.std(0) == 0).any():
+        raise UsageError("calibration: the logits are all the same, or not finite; the model has learned nothing")
+    centre_K, spread_K = x_NK.mean(0), x_NK.std(0)
+    z_NK = (x_NK - centre_K) / spread_K  # standardised, so that one starting point suits every model
+
+    def loss(parameters: Doubles) -> tuple[float, Doubles]:
+        logit_N = z_NK @ parameters[:-1] + parameters[-1]
+        error_N = _sigmoid(logit_N) - grades_N
+        value = np.logaddexp(0, logit_N).mean() - (grades_N * logit_N).mean()
+        return float(value), np.append((error_N[:, None] * z_NK).mean(0), error_N.mean())
+
+    start = np.append(np.ones(len(least)), 0.0)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[*((low, None) for low in least), (None, None)])
+    slopes_K = found.x[:-1] / spread_K
+    return slopes_K.tolist(), float(found.x[-1] - slopes_K @ centre_K)
 
 
 def _sigmoid(logit_N: Doubles) -> Doubles:

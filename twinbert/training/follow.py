@@ -4,6 +4,7 @@
     RUN/inputs.json                 where the data was
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/teacher-2/ …                those of the others, where several teach together
+    RUN/lexical/                    run of what words alone say beside them, where the recipe has it
     RUN/scores/<teacher>.scores     what it said of each pair; in float32 that is part of the name
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
@@ -25,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from twinbert.errors import BundleError, UnsupportedError, UsageError
-from twinbert.training import initial, student, synthetic, teacher
+from twinbert.training import initial, lexical, student, synthetic, teacher
 from twinbert.training import pairs as pairs_
 from twinbert.training.claims import claim_of, claimed, require_data
 from twinbert.training.data import Dataset, add_unlabelled, read_dataset, read_home_depot, sample
 from twinbert.training.devices import cache_name, new_accelerator, precision_of
+from twinbert.training.ensemble import Ensemble
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
 from twinbert.training.recipe import Inputs, Recipe
@@ -196,21 +198,39 @@ def teacher_folders(recipe: Recipe, run: Path) -> list[Path]:
     return [run / ("teacher" if number == 1 else f"teacher-{number}") for number in range(1, recipe.teachers + 1)]
 
 
-def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -> teacher.Ensemble:
+def lexical_folder(run: Path) -> Path:
+    """Where a run has its teacher's lexical part."""
+    return run / "lexical"
+
+
+def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -> Ensemble:
     """The recipe's teacher; one that is there is loaded."""
-    return teacher.Ensemble(
-        [
-            teacher.train(
-                recipe.teacher,
-                dataset.train,
-                dataset.dev,
-                output=folder,
-                seed=_seed(recipe, number, folder),
-                report=report,
-            )
-            for number, folder in enumerate(teacher_folders(recipe, run))
-        ]
+    members = [
+        teacher.train(
+            recipe.teacher,
+            dataset.train,
+            dataset.dev,
+            output=folder,
+            seed=_seed(recipe, number, folder),
+            report=report,
+        )
+        for number, folder in enumerate(teacher_folders(recipe, run))
+    ]
+    alone = Ensemble(members)
+    if recipe.lexical is None:
+        return alone
+    dev = [(pair.query, pair.document) for pair in dataset.dev.pairs]
+    words = lexical.train(
+        recipe.lexical,
+        dataset.train,
+        dataset.dev,
+        lambda: alone.read(dev, precision=precision_of(new_accelerator())),
+        named=alone.digest,
+        output=lexical_folder(run),
+        seed=recipe.seed,
+        report=report,
     )
+    return Ensemble(members, words)
 
 
 def _seed(recipe: Recipe, number: int, folder: Path) -> int:
@@ -219,13 +239,20 @@ def _seed(recipe: Recipe, number: int, folder: Path) -> int:
     return earlier if recorded(folder).get("seed") == earlier else recipe.seed + _APART * number
 
 
-def score_pairs(recipe: Recipe, dataset: Dataset, scorer: teacher.Ensemble, scores: Path, report: Report) -> Pairs:
-    """The recipe's pairs with the teacher's logits, which are kept in the folder `scores`."""
+def score_pairs(recipe: Recipe, dataset: Dataset, scorer: Ensemble, scores: Path, report: Report) -> Pairs:
+    """The recipe's pairs with the teacher's logits; what each of its parts said is kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
     precision = precision_of(new_accelerator())
-    # Opening it drops what seems to be cut short, and another process may be writing just that.
-    with locked(scores, report), ScoreCache(scores, cache_name(scorer.digest, precision)) as cache:
-        return pairs_.score(chosen, functools.partial(scorer.score, precision=precision), cache, report)
+    read = functools.partial(scorer.read, precision=precision)
+    # Opening a cache drops what seems to be cut short, and another process may be writing just that.
+    with locked(scores, report):
+        with ScoreCache(scores, cache_name(scorer.digest, precision)) as cache:
+            scored = pairs_.score(chosen, read, cache, report)
+        if scorer.lexical is None:
+            return scored
+        with ScoreCache(scores, scorer.lexical.digest) as cache:
+            words = pairs_.score(chosen, scorer.lexical.score, cache, report)
+    return dataclasses.replace(scored, teacher_P=scorer.lexical.add(scored.teacher_P, words.teacher_P))
 
 
 def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:

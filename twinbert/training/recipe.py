@@ -12,6 +12,7 @@ from typing import Any, Literal
 from twinbert.errors import UsageError
 from twinbert.training.data import Columns
 from twinbert.training.initial import StudentConfig
+from twinbert.training.lexical import LexicalConfig
 from twinbert.training.pairs import PairsConfig
 from twinbert.training.tables import build, merged
 from twinbert.training.teacher import TeacherConfig
@@ -40,6 +41,8 @@ class Recipe:
     """The cross-encoder."""
     teachers: int = 1
     """How many of it there are, of seeds far apart; the mean of their logits teaches."""
+    lexical: LexicalConfig | None = None
+    """What words alone say, which is added to it; None: nothing."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
     """What it is asked."""
     students: Mapping[str, StudentConfig]

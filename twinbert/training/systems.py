@@ -1,6 +1,7 @@
 """The rows of the table: what is in the folders of runs, and the baselines that belong beside it.
 
     RUN/teacher/model               the teacher, with those in RUN/teacher-2 … where there are several
+    RUN/lexical                     its lexical part, where it has one; then both parts have rows of their own
     RUN/students/<name>/bundle      a student, a row for each of its crossing layers
     RUN/baselines/c-dssm            C-DSSM on the students' pairs and losses
     RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
@@ -24,10 +25,11 @@ from twinbert.errors import UsageError
 from twinbert.importing import import_twin
 from twinbert.model.checkpoint import read_json
 from twinbert.runtime import Floats, Ints
-from twinbert.training import dssm, follow, synthetic, teacher
+from twinbert.training import dssm, follow, lexical, synthetic, teacher
 from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
+from twinbert.training.ensemble import Ensemble
 from twinbert.training.evaluation import Scorer, System
 from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters, without_letters
 from twinbert.training.recipe import Recipe
@@ -36,6 +38,8 @@ from twinbert.training.runs import locked
 from twinbert.training.student import Student
 
 TEACHER = "teacher"
+CROSS_ENCODERS = "teacher, without words"
+LEXICAL = "words alone"
 DSSM = "C-DSSM"
 SHALLOW = "3-layer cross-encoder"
 SHALLOW_LAYERS = 3
@@ -57,11 +61,13 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
             there, a graded text has no letter that C-DSSM reads.
     """
     followed = follow.recipe_of(run)
-    _teachers(followed, run)  # or it would be missed only when the cross-encoder is there
+    scorer = _load_teacher(followed, run)  # or it would be missed only when the cross-encoder is there
     with locked(run / "baselines", report, wait=False):
         _train_shallow(followed, run, dataset, report)
         if not (run / "baselines" / "c-dssm" / "weights.safetensors").exists():
-            _train_dssm(network or network_of(followed, dataset), followed, run, dataset, report)
+            _train_dssm(
+                network or network_of(followed, dataset), scorer, followed, run=run, dataset=dataset, report=report
+            )
 
 
 def _train_shallow(followed: Recipe, run: Path, dataset: Dataset, report: Report) -> None:
@@ -73,9 +79,10 @@ def _train_shallow(followed: Recipe, run: Path, dataset: Dataset, report: Report
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
 
 
-def _train_dssm(network: DssmConfig, followed: Recipe, run: Path, dataset: Dataset, report: Report) -> None:
+def _train_dssm(
+    network: DssmConfig, scorer: Ensemble, followed: Recipe, *, run: Path, dataset: Dataset, report: Report
+) -> None:
     require_letters(network.letters, dataset.graded_texts())
-    scorer = _load_teacher(followed, *_teachers(followed, run))
     pairs = follow.score_pairs(followed, dataset, scorer, run / "scores", report)
     pairs = readable_pairs(letters_tokenizer(network.letters), pairs)
     dssm.train(network, dataset, pairs, output=run / "baselines" / "c-dssm", seed=followed.seed, report=report)
@@ -162,8 +169,12 @@ def _trained(run: Path) -> Iterator[System]:
         twin = _twin(dssm.load(folder))
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
     if (folder := run / "baselines" / "cross-encoder-3").joinpath("model").is_dir():
-        yield System(name=SHALLOW, score=_probabilities(_load_teacher(followed, folder)))
-    yield System(name=TEACHER, score=teacher_of(run))
+        yield System(name=SHALLOW, score=_probabilities(_load(followed, folder).score))
+    scorer = _load_teacher(followed, run)
+    yield System(name=TEACHER, score=_probabilities(scorer.score))
+    if scorer.lexical is not None:
+        yield System(name=CROSS_ENCODERS, score=_probabilities(scorer.read))
+        yield System(name=LEXICAL, score=_probabilities(scorer.lexical.score))
     for name, folder in bundles_of(run).items():
         yield from of_bundle(name, folder)
 
@@ -202,8 +213,7 @@ def teacher_of(run: Path) -> Scorer:
     Raises:
         UsageError: the run has none yet.
     """
-    followed = follow.recipe_of(run)
-    return _probabilities(_load_teacher(followed, *_teachers(followed, run)))
+    return _probabilities(_load_teacher(follow.recipe_of(run), run).score)
 
 
 def _teachers(followed: Recipe, run: Path) -> list[Path]:
@@ -219,20 +229,26 @@ def _teachers(followed: Recipe, run: Path) -> list[Path]:
     return folders
 
 
-def _load_teacher(followed: Recipe, *folders: Path) -> teacher.Ensemble:
-    return teacher.Ensemble(
-        [
-            teacher.load(folder / "model", max_tokens=followed.teacher.max_tokens, batch=followed.teacher.batch)
-            for folder in folders
-        ]
-    )
+def _load_teacher(followed: Recipe, run: Path) -> Ensemble:
+    """A run's teacher whole.
+
+    Raises:
+        UsageError: a part of it is not there yet.
+    """
+    words = None if followed.lexical is None else lexical.load(follow.lexical_folder(run))
+    return Ensemble([_load(followed, folder) for folder in _teachers(followed, run)], words)
 
 
-def _probabilities(scorer: teacher.Ensemble) -> Scorer:
+def _load(followed: Recipe, folder: Path) -> teacher.Teacher:
+    config = followed.teacher
+    return teacher.load(folder / "model", max_tokens=config.max_tokens, batch=config.batch)
+
+
+def _probabilities(logits: Scorer) -> Scorer:
     """A teacher gives logits."""
 
     def score(pairs: Sequence[tuple[str, str]]) -> Floats:
-        probabilities_N: Floats = torch.sigmoid(torch.from_numpy(scorer.score(pairs))).numpy()
+        probabilities_N: Floats = torch.sigmoid(torch.from_numpy(logits(pairs))).numpy()
         return probabilities_N
 
     return score

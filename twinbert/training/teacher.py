@@ -151,26 +151,6 @@ class Teacher:
         return self
 
 
-class Ensemble:
-    """Teachers that speak with one voice, the mean of their logits.
-
-    It errs less than any of them, and teaches better (Hofstätter et al., arXiv 2010.02666).
-
-    Args:
-        members: at least one.
-    """
-
-    def __init__(self, members: Sequence[Teacher]) -> None:
-        self._members = members
-        digests = " ".join(member.digest for member in members)
-        self.digest = members[0].digest if len(members) == 1 else hashlib.sha256(digests.encode()).hexdigest()
-
-    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
-        """As `Teacher.score`."""
-        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
-        return logits_N
-
-
 def load(path: Path, *, max_tokens: int = 40, batch: int = 64) -> Teacher:
     """A trained teacher, on a GPU where there is one.
 
