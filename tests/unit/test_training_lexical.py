@@ -14,7 +14,8 @@ from twinbert.training import lexical
 from twinbert.training.calibration import Blend, blend
 from twinbert.training.data import Pair, Split
 from twinbert.training.ensemble import Ensemble
-from twinbert.training.lexical import FEATURES, LexicalConfig
+from twinbert.training.features import FEATURES, features
+from twinbert.training.lexical import LexicalConfig
 from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import Floats, TextPair
 
@@ -49,9 +50,7 @@ def _train(folder: Path, **changes: object) -> lexical.Lexical:
 
 def test_features_are_what_their_names_say() -> None:
     """One pair, worked out by hand: case, decimals, stems, misspelt words, compounds."""
-    found = dict(
-        zip(FEATURES, lexical.features("Drill-press 1.5 in. vise", "1.5 in. Drilling Vice, drillpress"), strict=True)
-    )
+    found = dict(zip(FEATURES, features("Drill-press 1.5 in. vise", "1.5 in. Drilling Vice, drillpress"), strict=True))
     # drill press 1.5 in vise; 1.5 in drilling vice drillpress
     assert found == pytest.approx(
         {
@@ -97,14 +96,14 @@ def test_features_are_what_their_names_say() -> None:
 )
 def test_compounds_phrases_and_other_scripts(query: str, document: str, expected: dict[str, float]) -> None:
     """What one feature is for."""
-    found = dict(zip(FEATURES, lexical.features(query, document), strict=True))
+    found = dict(zip(FEATURES, features(query, document), strict=True))
     assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("query", "document"), [("", "text"), ("…", "text"), ("text", "–"), ("", "")])
 def test_texts_without_a_word_have_features_too(query: str, document: str) -> None:
     """Sizes, and nothing found."""
-    found = lexical.features(query, document)
+    found = features(query, document)
     assert len(found) == len(FEATURES)
     assert found[2:4] == [len(query), len(document)]
     assert not any(found[4:])
