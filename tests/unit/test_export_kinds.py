@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,22 @@ CROSSINGS: list[tuple[tuple[CrossingKind, ...], ResidualStart]] = [
     (("residual", "cosine"), "cosine"),
     (("cosine", "residual"), "plain"),
 ]
+
+
+# What serving does with a bundle, where there is no torch.
+SERVED = f"""
+import json, sys
+sys.modules["torch"] = None
+import numpy as np
+from twinbert.bundle import TOWERS, Bundle
+from twinbert.runtime import Runtime
+bundle = Bundle.open(sys.argv[1])
+runtime = Runtime(bundle, towers=TOWERS)
+found = {{tower: runtime.encode([{QUERIES[0]!r}], tower) for tower in TOWERS}}
+for kind in bundle.crossings:
+    assert 0 <= runtime.cross(found["query"], found["document"], np.zeros(1, np.int64), kind)[0] <= 1
+print(json.dumps({{tower: vectors[0].tolist() for tower, vectors in found.items()}}))
+"""
 
 
 def cases() -> list[dict[str, Any]]:
@@ -94,7 +112,9 @@ def make_twin(case: dict[str, Any], vocabulary: int) -> TwinBert:
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case.values())))
 def test_every_kind_becomes_a_bundle_that_is_it(case: dict[str, Any], tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """The exported graphs agree with torch, texts are the same in any company, and the bundle opens as the model."""
+    """The exported graphs agree with torch, texts are the same in any company, the bundle opens as the model
+    and, without torch, is served.
+    """
     path = tmp_path / "tokenizer.json"
     twin = make_twin(case, make_tokenizer(path, case["letters"], str(case["pooling"]), tiny_tokenizer))
     bundle = export(twin, tmp_path / "bundle", tokenizer=path, source={"name": "case"})
@@ -115,6 +135,10 @@ def test_every_kind_becomes_a_bundle_that_is_it(case: dict[str, Any], tiny_token
     opened = open_twin(Bundle.open(bundle.path))
     assert opened.config == twin.config
     assert all(map(torch.equal, opened.parameters(), twin.parameters()))
+    done = subprocess.run([sys.executable, "-c", SERVED, str(bundle.path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for tower, embedding_D in json.loads(done.stdout).items():
+        np.testing.assert_allclose(runtime.encode([QUERIES[0]], tower)[0], embedding_D, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
