@@ -35,6 +35,7 @@ from twinbert.training.report import Report, Silent
 CONFIGURATION = "configuration.json"
 _CHECKPOINT = "checkpoint"
 _LOCK = ".lock"
+_MISSING = object()  # a field that one of two configurations has not
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,9 @@ def _differences(found: object, wanted: object, where: str = "") -> list[str]:
         return [
             difference
             for name in sorted(found.keys() | wanted.keys())
-            for difference in _differences(found.get(name), wanted.get(name), f"{where}.{name}".lstrip("."))
+            for difference in _differences(
+                found.get(name, _MISSING), wanted.get(name, _MISSING), f"{where}.{name}".lstrip(".")
+            )
         ]
-    return [] if found == wanted else [f"{where} is {found!r} there and {wanted!r} here"]
+    there, here = ("missing" if value is _MISSING else repr(value) for value in (found, wanted))
+    return [] if found == wanted else [f"{where} is {there} there and {here} here"]

@@ -13,8 +13,14 @@ from twinbert.errors import UsageError
 _T = TypeVar("_T")
 
 
-def build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
-    """A configuration from a TOML table, its own tables first; `where` is what complaints begin with.
+def build(kind: type[_T], table: Mapping[str, Any], where: str, *, base: _T | None = None) -> _T:
+    """A configuration from a TOML table, its own tables first.
+
+    Args:
+        kind: a dataclass.
+        table: values of its fields.
+        where: what complaints begin with.
+        base: has the values of fields that the table has not; None: their defaults.
 
     Raises:
         UsageError: the table has a key that the configuration has not, lacks one, or has a value of another type.
@@ -23,12 +29,21 @@ def build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
     for name in table:
         if name not in hints:
             raise UsageError(f"{where}: {name} is unknown; there are {', '.join(hints)}")
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # configurations are dataclasses
-    for one in fields:
-        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-        if required and one.name not in table:
-            raise UsageError(f"{where}: {one.name} is missing")
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in table.items()})
+    defaults = {one.name: _default(one) for one in dataclasses.fields(kind)}  # type: ignore[arg-type]  # configurations are dataclasses
+    for name, default in defaults.items():
+        if base is None and default is dataclasses.MISSING and name not in table:
+            raise UsageError(f"{where}: {name} is missing")
+    values = {}
+    for name, value in table.items():
+        # A table within says what differs from the values that stand there: those of this field, not of its kind.
+        inner = defaults[name] if base is None else getattr(base, name)
+        values[name] = _value(hints[name], value, f"{where}: {name}", inner)
+    return kind(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]  # likewise
+
+
+def _default(one: dataclasses.Field[Any]) -> Any:  # noqa: ANN401 - whatever a field holds
+    """A field's default, or MISSING."""
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 def merged(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +58,13 @@ def merged(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401, PLR0911 - what TOML can say, kind by kind
-    """A TOML value as a field of type `hint`."""
+def _value(hint: Any, value: Any, where: str, base: Any = None) -> Any:  # noqa: ANN401, PLR0911 - what TOML can say, kind by kind
+    """A TOML value as a field of type `hint`; `base` is what a table within changes."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):  # X | None: TOML has no null
-        return _value(next(one for one in arguments if one is not type(None)), value, where)
+        return _value(next(one for one in arguments if one is not type(None)), value, where, base)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return build(hint, value, where)  # type: ignore[arg-type]  # it is a class
+        return build(hint, value, where, base=base if isinstance(base, hint) else None)  # type: ignore[arg-type]  # it is a class
     if origin is Literal:
         if value in arguments:
             return value
