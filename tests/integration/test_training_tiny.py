@@ -147,6 +147,10 @@ checkpoint = "synthetic"
 max_tokens = 24
 [teacher.schedule]
 epochs = 1
+[lexical]
+hidden = 4
+[lexical.schedule]
+epochs = 1
 [pairs]
 bm25 = 1
 random = 1

@@ -95,10 +95,7 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_training_learns_and_calibrates(dataset: Dataset, trained: tuple[Student, Path]) -> None:
     """It ranks what it was trained on far above chance, and its scores on dev are near the grades."""
-    train, dev = (
-        evaluate(trained[0].score([(pair.query, pair.document) for pair in split.pairs]), split.pairs)
-        for split in (dataset.train, dataset.dev)
-    )
+    train, dev = (evaluate(trained[0].score(split.texts()), split.pairs) for split in (dataset.train, dataset.dev))
     assert train["auc2"] > 0.75
     assert dev["calibration_error"] < 0.1
 
@@ -106,7 +103,7 @@ def test_training_learns_and_calibrates(dataset: Dataset, trained: tuple[Student
 def test_a_trained_network_loads_with_its_scores(dataset: Dataset, trained: tuple[Student, Path]) -> None:
     """`load`, and training again into the same folder, give the network that is there."""
     student, folder = trained
-    texts = [(pair.query, pair.document) for pair in dataset.test.pairs]
+    texts = dataset.test.texts()
     again = dssm.train(CONFIG, dataset, judged(dataset), output=folder, seed=1)
     for other in (dssm.load(folder), again):
         assert other.score(texts) == pytest.approx(student.score(texts))

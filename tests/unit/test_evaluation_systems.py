@@ -53,7 +53,7 @@ def run(followed: recipe.Recipe, dataset: Dataset, tiny_bundle: Path, tmp_path_f
     assert followed.lexical is not None
     graded = (dataset.train, dataset.dev)
     said = np.arange(len(dataset.dev.pairs), dtype=np.float32)
-    lexical.train(followed.lexical, *graded, lambda: said, named="one", output=folder / "lexical", seed=1)
+    lexical.train(followed.lexical, *graded, lambda: said, beside="one", output=folder / "lexical", seed=1)
     return folder
 
 
@@ -74,7 +74,7 @@ def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Re
     """Baselines that need no training, the teacher and the student that was trained; nothing for one that was not."""
     rows = list(systems.systems(dataset, followed, [run]))
     assert names(rows) == ["random", "BM25", "checkpoint untrained", *TEACHER, "wordpiece cosine"]
-    pairs = [(pair.query, pair.document) for pair in dataset.test.pairs[:5]]
+    pairs = dataset.test.texts()[:5]
     for row in rows:
         scores = row.score(pairs)
         assert scores.shape == (5,)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from twinbert.errors import BundleError, UsageError
-from twinbert.training import lexical
+from twinbert.training import follow, lexical, recipe, synthetic
 from twinbert.training.calibration import Blend, blend
 from twinbert.training.data import Pair, Split
 from twinbert.training.ensemble import Ensemble
-from twinbert.training.features import FEATURES, features
+from twinbert.training.features import FEATURES, VERSION, features
 from twinbert.training.lexical import LexicalConfig
+from twinbert.training.report import Silent
 from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import Floats, TextPair
 
@@ -44,13 +47,18 @@ def _others() -> Floats:
 
 
 def _train(folder: Path, **changes: object) -> lexical.Lexical:
-    given = {"named": "others", "output": folder, "seed": 1} | changes
+    given = {"beside": "others", "output": folder, "seed": 1} | changes
     return lexical.train(CONFIG, TRAIN, DEV, _others, **given)  # type: ignore[arg-type]  # tests change what they like
+
+
+def known(query: str, document: str) -> dict[str, float]:
+    """Features by name."""
+    return dict(zip(FEATURES, features(query, document, max_words=9), strict=True))
 
 
 def test_features_are_what_their_names_say() -> None:
     """One pair, worked out by hand: case, decimals, stems, misspelt words, compounds."""
-    found = dict(zip(FEATURES, features("Drill-press 1.5 in. vise", "1.5 in. Drilling Vice, drillpress"), strict=True))
+    found = known("Drill-press 1.5 in. vise", "1.5 in. Drilling Vice, drillpress")
     # drill press 1.5 in vise; 1.5 in drilling vice drillpress
     assert found == pytest.approx(
         {
@@ -60,10 +68,10 @@ def test_features_are_what_their_names_say() -> None:
             "document letters": 33,
             "words found": 2,
             "share found": 2 / 5,
-            "share found by stem": 3 / 5,
+            "share found by prefix": 3 / 5,
             "first found": 0,
             "last found": 0,
-            "last found by stem": 0,
+            "last found by prefix": 0,
             "letters not found": 14,
             "numbers": 1,
             "share of numbers found": 1,
@@ -73,11 +81,11 @@ def test_features_are_what_their_names_say() -> None:
             "least likeness": 10 / 17,
             "likeness of first": 10 / 15,
             "likeness of last": 6 / 10,
-            "ends alike": 0,
+            "ends equal": 0,
             "likeness of ends": 0,
-            "first place": 0,
-            "last place": 2 / 5,
-            "compound": 0,
+            "words before the first": 0,
+            "place of the last": 2 / 5,
+            "found run together": 0,
             "phrase": 0,
             "share within": 4 / 5,
         }
@@ -87,32 +95,46 @@ def test_features_are_what_their_names_say() -> None:
 @pytest.mark.parametrize(
     ("query", "document", "expected"),
     [
-        ("dish washer", "the dishwasher", {"compound": 1, "phrase": 0, "share found": 0, "share within": 1}),
-        ("steel bar", "a steel bar, 2 ft", {"compound": 1, "phrase": 1, "last place": 3 / 5, "first place": 1}),
-        ("tee", "steel", {"compound": 1, "phrase": 0, "first place": 1, "last place": 0}),
-        ("ÜBER", "über", {"share found": 1, "ends alike": 1, "likeness of ends": 1}),
+        ("dish washer", "the dishwasher", {"found run together": 1, "phrase": 0, "share found": 0, "share within": 1}),
+        (
+            "steel bar",
+            "a steel bar, 2 ft",
+            {"found run together": 1, "phrase": 1, "place of the last": 3 / 5, "words before the first": 1},
+        ),
+        ("tee", "steel", {"found run together": 1, "phrase": 0, "words before the first": 1, "place of the last": 0}),
+        ("ÜBER", "über", {"share found": 1, "ends equal": 1, "likeness of ends": 1}),
+        ("cafe\u0301 ½", "Café １ 2", {"query words": 3, "share found": 1}),
+        ("हिन्दी किताब", "किताब, हिन्दी", {"query words": 2, "document words": 2, "share found": 1}),
+        ("don't 3/4 a.b. x_y", "3.4", {"query words": 7, "document words": 1, "share found": 0}),
         ("bar bar", "bar", {"words found": 2, "share found": 1}),
     ],
 )
 def test_compounds_phrases_and_other_scripts(query: str, document: str, expected: dict[str, float]) -> None:
     """What one feature is for."""
-    found = dict(zip(FEATURES, features(query, document), strict=True))
+    found = known(query, document)
     assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("query", "document"), [("", "text"), ("…", "text"), ("text", "–"), ("", "")])
 def test_texts_without_a_word_have_features_too(query: str, document: str) -> None:
     """Sizes, and nothing found."""
-    found = features(query, document)
+    found = features(query, document, max_words=9)
     assert len(found) == len(FEATURES)
     assert found[2:4] == [len(query), len(document)]
     assert not any(found[4:])
 
 
+def test_only_the_first_words_are_looked_at() -> None:
+    """A word beyond them is not there."""
+    text = "a b c d"
+    found = [features("d c", text, max_words=most)[FEATURES.index("words found")] for most in (2, 3, 4)]
+    assert found == [0, 1, 2]
+
+
 def test_a_network_learns_and_is_read_back(tmp_path: Path) -> None:
     """It orders dev by the words found; what is loaded is what was trained, and another training of the seed is too."""
     trained = _train(tmp_path / "one")
-    pairs = [(pair.query, pair.document) for pair in DEV.pairs]
+    pairs = DEV.texts()
     scores = trained.score(pairs)
     for low, high in ((0.0, 0.5), (0.5, 1.0)):
         assert scores[low == DEV_GRADES].max() < scores[high == DEV_GRADES].min()
@@ -128,7 +150,7 @@ def test_a_network_learns_and_is_read_back(tmp_path: Path) -> None:
 def test_it_weighs_what_it_adds(tmp_path: Path) -> None:
     """Together they have a smaller cross-entropy on dev than the cross-encoders have with any scale and bias."""
     trained = _train(tmp_path)
-    pairs, others = [(pair.query, pair.document) for pair in DEV.pairs], _others()
+    pairs, others = DEV.texts(), _others()
     together = trained.add(others, trained.score(pairs))
     assert together.dtype == np.float32
     alone = blend(others[:, None], DEV_GRADES).apply(others[:, None])
@@ -149,22 +171,43 @@ def test_an_ensemble_adds_it_to_what_its_members_say(tmp_path: Path) -> None:
             assert precision == "float32"
             return np.arange(len(pairs), dtype=np.float32)
 
-    words, pairs = _train(tmp_path), [(pair.query, pair.document) for pair in DEV.pairs[:9]]
+    words, pairs = _train(tmp_path), DEV.texts()[:9]
     members = [Member(), Member()]
     alone, whole = Ensemble(members), Ensemble(members, words)  # type: ignore[arg-type]  # as a Teacher does
     np.testing.assert_array_equal(alone.score(pairs), np.arange(9))
-    np.testing.assert_array_equal(whole.read(pairs), np.arange(9))
+    np.testing.assert_array_equal(whole.score_members(pairs), np.arange(9))
     weights = words.weights
     expected = weights.weights[0] * np.arange(9) + weights.weights[1] * words.score(pairs) + weights.bias
     np.testing.assert_allclose(whole.score(pairs), expected, rtol=1e-5)
-    assert alone.digest == whole.digest
+    assert alone.members_digest == whole.members_digest
+
+
+def test_students_learn_what_the_whole_teacher_says(tmp_path: Path) -> None:
+    """The pairs of a run have the logits of both parts, each of which is asked of a pair once."""
+    tiny = recipe.load("tiny")
+    dataset = synthetic.dataset(seed=tiny.seed)
+    asked: list[TextPair] = []
+
+    class Member:
+        digest = "member"
+
+        def score(self, pairs: list[TextPair], *, precision: str) -> Floats:
+            asked.extend(pairs)
+            return np.array([len(document) / 9 for _, document in pairs], dtype=np.float32)
+
+    scorer = Ensemble([Member()], _train(tmp_path / "lexical"))  # type: ignore[list-item]  # as a Teacher does
+    found = [follow.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Silent()) for _ in range(2)]
+    assert len(asked) == len(found[0])
+    assert found[0].teacher_P.tobytes() == found[1].teacher_P.tobytes()
+    np.testing.assert_allclose(found[0].teacher_P, scorer.score(found[0].texts()), rtol=1e-6)
+    assert np.abs(found[0].teacher_P - scorer.score_members(found[0].texts())).max() > 0.1
 
 
 def test_one_of_other_cross_encoders_is_refused(tmp_path: Path) -> None:
     """Its weights are those beside the teachers that it was weighed against."""
     _train(tmp_path)
     with pytest.raises(UsageError, match="cross_encoders is 'others' there and 'new' here"):
-        _train(tmp_path, named="new")
+        _train(tmp_path, beside="new")
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
@@ -177,16 +220,15 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     path.write_bytes(whole[:-9])
     with pytest.raises(BundleError, match="is damaged"):
         lexical.load(path.parent)
-    kept = {"hidden": 16, "features": ["query words"], "weights": [1, 1], "bias": 0}
-    path.write_bytes(safetensors.torch.save(safetensors.torch.load(whole), {"lexical": json.dumps(kept)}))
-    with pytest.raises(BundleError, match="knows other features than this version"):
+    path.write_bytes(safetensors.torch.save({"w": torch.zeros(3)}, {"lexical": json.dumps({"features": VERSION + 1})}))
+    with pytest.raises(BundleError, match=f"reads features of version {VERSION + 1}, not {VERSION}; remove"):
         lexical.load(path.parent)
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"batch": 0}, {"dropout": 1.0}])
+@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"batch": 0}, {"max_words": 0}, {"dropout": 1.0}])
 def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     """Found when the recipe is read."""
-    with pytest.raises(UsageError, match="lexical: hidden and batch must be at least 1"):
+    with pytest.raises(UsageError, match="lexical: hidden, max_words and batch must be at least 1"):
         LexicalConfig(**wrong)  # type: ignore[arg-type]  # one of its fields
 
 
@@ -202,5 +244,38 @@ def test_known_weights_are_found() -> None:
     assert misled.weights[0] > 0
     assert misled.weights[1] == 0
     assert blend(logits_N2 * [-1, 1], grades_N).weights[0] > 0
+    flat = np.array([1, 0], dtype=np.float32)
+    assert blend(logits_N2 * flat, grades_N).weights[1] == 0
     with pytest.raises(UsageError, match="the model has learned nothing"):
-        blend(logits_N2 * np.array([1, 0], dtype=np.float32), grades_N)
+        blend(logits_N2 * flat[::-1], grades_N)
+
+
+def test_the_network_is_what_is_written_out() -> None:
+    """Standardised and cut to four deviations, two layers of GELU, a sum; a feature that never differs says nothing."""
+    torch.manual_seed(0)
+    network = lexical.Network(LexicalConfig(hidden=3)).eval()
+    generator = np.random.default_rng(0)
+    taught = generator.normal(5, 2, (50, len(FEATURES))).astype(np.float32)
+    taught[:, 7] = 1
+    network.standardise(taught)
+    asked = generator.normal(5, 9, (6, len(FEATURES))).astype(np.float32)
+    weights = {name: value.numpy().astype(np.float64) for name, value in network.state_dict().items()}
+    for row, logit in zip(asked, network.logits(torch.from_numpy(asked)).tolist(), strict=True):
+        spread = taught.astype(np.float64).std(0)
+        values = [
+            0.0 if k == 7 else min(4.0, max(-4.0, (x - taught[:, k].astype(np.float64).mean()) / spread[k]))
+            for k, x in enumerate(row.tolist())
+        ]
+        for layer in (0, 3, 6):
+            sums = weights[f"layers.{layer}.weight"] @ np.array(values) + weights[f"layers.{layer}.bias"]
+            values = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in sums] if layer < 6 else sums.tolist()
+        assert logit == pytest.approx(values[0], abs=1e-5)
+
+
+def test_metrics_tell_what_words_are_worth(tmp_path: Path) -> None:
+    """The last line has both weights, and dev with the cross-encoders alone and with words."""
+    words = _train(tmp_path)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["cross-encoders' weight"], last["own weight"]) == words.weights.weights
+    assert last["blended dev loss"] < last["cross-encoders' dev loss"]
+    assert last["blended dev auc2"] > last["cross-encoders' dev auc2"]

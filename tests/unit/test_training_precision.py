@@ -12,7 +12,7 @@ import torch
 
 from twinbert.importing import import_twin
 from twinbert.model.config import ResidualConfig
-from twinbert.training import follow, initial, losses, recipe, student, synthetic, teacher
+from twinbert.training import follow, initial, losses, recipe, space, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
 from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.distillation import Distillation, LossWeights
@@ -73,7 +73,7 @@ def test_what_is_computed_for_training_is_in_its_precision(
     found = follow.score_pairs(TINY, DATASET, scorer, tmp_path / "scores", Silent())
     off_P = np.abs(found.teacher_P - scorer.score(found.texts()))
     assert (off_P.max() < 1e-5) == (precision == "float32")
-    assert [path.name for path in (tmp_path / "scores").glob("*.scores")] == [f"{scorer.digest}{suffix}.scores"]
+    assert [path.name for path in (tmp_path / "scores").glob("*.scores")] == [f"{scorer.members_digest}{suffix}.scores"]
 
     class LearnsError(Exception):
         """Ends a first stage where it begins."""
@@ -81,7 +81,7 @@ def test_what_is_computed_for_training_is_in_its_precision(
     def fit_space(*_: object, **given: Any) -> None:
         raise LearnsError(given["texts"], given["vectors_NH"])
 
-    monkeypatch.setattr(student, "_fit_space", fit_space)
+    monkeypatch.setattr(space, "_fit", fit_space)
     config = TINY.students["triletter"]
     assert config.space is not None
     config = dataclasses.replace(config, space=dataclasses.replace(config.space, teacher=str(checkpoint)))

@@ -14,10 +14,14 @@ from twinbert.errors import UsageError
 from twinbert.model.config import ResidualConfig
 from twinbert.training import follow, initial, recipe, synthetic, teacher
 from twinbert.training.claims import claim_of, claimed
+from twinbert.training.embedding import SpaceConfig
+from twinbert.training.initial import StudentConfig
+from twinbert.training.lexical import LexicalConfig
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
 from twinbert.training.runs import Run
+from twinbert.training.teacher import TeacherConfig
 
 
 @pytest.mark.parametrize("name", recipe.recipes())
@@ -93,7 +97,6 @@ def test_options_change_the_recipe() -> None:
         ('source = "files"\n[students.a]\nshared = 1', "students.a: shared is 1, which is no bool"),
         ('source = "files"\n[students.a]\nshare = 0', "share is 0.0; it must be above 0"),
         ('source = "files"\n[students.a.distil]\nepochs = 0', "epochs is 0"),
-        ('source = "files"\n[students.a]\ntokenizer = "triletter"', "no checkpoint reads tri-letters"),
         ('source = "files"\n[students.a.losses]\nsoft_cross_entropy = 0', "weights must be at least 0"),
         ("source = ", "cannot be read as TOML"),
     ],
@@ -104,6 +107,24 @@ def test_a_recipe_that_makes_no_sense_is_refused(text: str, complaint: str, tmp_
     path.write_text(text)
     with pytest.raises(UsageError, match=complaint):
         recipe.load(str(path))
+
+
+def test_a_table_within_changes_only_what_it_names(tmp_path: Path) -> None:
+    """One rate of a schedule leaves its epochs as they are where nothing is said, which differ from stage to stage."""
+    path = tmp_path / "mine.toml"
+    rates = "".join(
+        f"[{table}]\nrate = 1e-3\n"
+        for table in ("teacher.schedule", "lexical.schedule", "students.a.distil", "students.a.space.schedule")
+    )
+    path.write_text('source = "files"\n' + rates)
+    mine = recipe.load(str(path))
+    student, lexical = mine.students["a"], mine.lexical
+    assert lexical is not None
+    assert student.space is not None
+    schedules = (mine.teacher.schedule, lexical.schedule, student.distil, student.space.schedule)
+    defaults = (TeacherConfig().schedule, LexicalConfig().schedule, StudentConfig().distil, SpaceConfig().schedule)
+    assert schedules == tuple(dataclasses.replace(one, rate=1e-3) for one in defaults)
+    assert len({one.epochs for one in schedules}) == 3
 
 
 def test_a_run_without_its_data_is_refused(tmp_path: Path) -> None:
@@ -144,6 +165,19 @@ def test_a_student_that_cannot_be_made_is_found_before_training(tmp_path: Path) 
     wrong = recipe.load("tiny", changes={"students": {"wordpiece": {"layers": [9]}}})
     with pytest.raises(UsageError, match=r"students.wordpiece: layers: 9 is none of"):
         follow.run(wrong, Inputs(), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_grades_that_are_all_the_same_are_found_before_training(split: str, tmp_path: Path) -> None:
+    """Clicks alone say nothing of what is not relevant: refused before anything is trained."""
+    files = {}
+    for name in ("train", "dev", "test"):
+        files[name] = graded(tmp_path / f"{name}.tsv")
+        text = files[name].read_text().replace("query ", f"{name} ")
+        files[name].write_text(text.replace("\t0", "\t1") if name == split else text)
+    with pytest.raises(UsageError, match=f"{split}: all 60 pairs have the grade 1, which teaches nothing"):
+        follow.run(FILES, Inputs(**files), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
 
 

@@ -129,6 +129,51 @@ def test_a_projection_starts_from_principal_directions(checkpoint: Path, scored:
     assert correlation > 0.95
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_tri_letter_towers_may_start_from_layers_of_a_checkpoint(
+    shared: bool, checkpoint: Path, scored: Pairs, tmp_path: Path
+) -> None:
+    """Its layers and norms under new embeddings of trigrams, alike in both towers."""
+    config = StudentConfig(
+        **{"tokenizer": "triletter", "checkpoint": str(checkpoint), "layers": (1,), "shared": shared, "projection": 8},
+        query_max_tokens=4,
+        document_max_tokens=6,
+    )
+    initial.check(config, DATASET, scored)
+    twin, tokenizer = initial.build(config, tmp_path, scored, seed=1)
+    assert (twin.config.document.embedding, twin.config.document.positions) == ("trigrams", 6)
+    theirs = transformers.AutoModel.from_pretrained(checkpoint).encoder.layer[1].attention.self.query.weight
+    ours = [value for name, value in twin.document.named_parameters() if value.shape == theirs.shape]
+    assert any(torch.equal(value, theirs) for value in ours)
+    for one, other in zip(twin.query.parameters(), twin.document.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert student.Student(twin, tokenizer).score([("bada fimo", "bada")]).shape == (1,)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "mse"])
+def test_a_first_stage_minimises_what_is_written_out(
+    loss: embedding.SpaceLoss, checkpoint: Path, tmp_path: Path
+) -> None:
+    """1 − cos, or the mean squared distance, of what the map makes of an embedding to the vector, text by text."""
+    config = dataclasses.replace(config_of(checkpoint), projection=8)
+    twin, path = initial.build(config, tmp_path, judged(DATASET), seed=1)
+    texts = ["bada fimo", "fimo", "bada bada fimo gedi"]
+    vectors_BH = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
+    back = torch.nn.Linear(8, 5)
+    learner = embedding.SpaceLearner(twin.document.eval(), back, loss)
+    tokenizer = open_tokenizer_file(path, max_tokens=12)
+    found = learner(embedding.chunks_on(torch.device("cpu"), tokenizer.encode(texts)), vectors_BH)["loss"]
+    embedded = student.Student(twin, path).embed(texts, "document")
+    expected = 0.0
+    for embedded_D, vector_H in zip(embedded, vectors_BH.numpy(), strict=True):
+        mapped_H = back.weight.detach().numpy() @ embedded_D + back.bias.detach().numpy()
+        if loss == "cosine":
+            expected += 1 - mapped_H @ vector_H / np.linalg.norm(mapped_H) / np.linalg.norm(vector_H)
+        else:
+            expected += float(np.mean((mapped_H - vector_H) ** 2))
+    assert found.item() == pytest.approx(expected / 3, abs=1e-5)
+
+
 @pytest.mark.parametrize("dimension", [6, 8, 12])
 def test_a_first_stage_starts_from_the_way_back(dimension: int) -> None:
     """Embeddings narrower, as wide and wider than the vectors: those that map to them best vary within tanh's range."""
@@ -195,7 +240,7 @@ def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Pa
     safetensors.torch.save_file(model.state_dict(), path / "model.safetensors")
     config = TeacherConfig(checkpoint=str(path), max_tokens=24, schedule=Schedule(rate=1e-3), pairwise=0.5)
     trained = teacher.train(config, DATASET.train, DATASET.dev, output=tmp_path / "run", seed=1)
-    pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs]
+    pairs = DATASET.dev.texts()
     loaded = teacher.load(tmp_path / "run" / "model", max_tokens=24)
     np.testing.assert_array_equal(trained.score(pairs), loaded.score(pairs))
     assert trained.digest == loaded.digest
@@ -209,14 +254,14 @@ def test_several_teachers_speak_with_one_voice(checkpoint: Path) -> None:
         torch.manual_seed(seed)  # of the new head
         members.append(teacher.open_checkpoint(checkpoint, max_tokens=24))
     members[1].digest = "another"
-    pairs = [(pair.query, pair.document) for pair in DATASET.dev.pairs[:8]]
+    pairs = DATASET.dev.texts()[:8]
     both, one = Ensemble(members), Ensemble(members[:1])
     first, second = (member.score(pairs) for member in members)
     assert np.abs(first - second).max() > 0
     np.testing.assert_allclose(both.score(pairs), (first + second) / 2, rtol=1e-6)
     np.testing.assert_array_equal(one.score(pairs), first)
-    assert one.digest == members[0].digest
-    assert both.digest not in {member.digest for member in members}
+    assert one.members_digest == members[0].digest
+    assert both.members_digest not in {member.digest for member in members}
 
 
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:

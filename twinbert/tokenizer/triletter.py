@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinbert.errors import BundleError, UsageError
+from twinbert.text import folded, is_mark
 from twinbert.tokenizer.interface import CHARACTERS, Ints, TokenBatch
 
 Letters = Literal["ascii", "unicode"]
@@ -150,15 +150,11 @@ class TriLetter:
 
     def _words(self, text: str) -> list[str]:
         if self._unicode:
-            # Twice: a capital's normal form may have other capitals, and a folded text another normal form.
-            for _ in range(2):
-                text = unicodedata.normalize("NFKC", text.casefold())
-            return re.sub(r"[^\w\s]|_", self._mark_or_replacement, text).split()
+            return re.sub(r"[^\w\s]|_", self._mark_or_replacement, folded(text)).split()
         return re.sub(r"[^a-z0-9\s]", self._replacement, text.lower()).split()
 
     def _mark_or_replacement(self, character: re.Match[str]) -> str:
-        """Marks, e.g. the vowel signs of Hindi, belong to words as letters do; the pattern is without them."""
-        return character[0] if unicodedata.category(character[0]).startswith("M") else self._replacement
+        return character[0] if is_mark(character[0]) else self._replacement
 
     def _ids(self, words_W: Sequence[str], width: int) -> Ints:
         """Ids [W, T = width] of words, 0 after their last; of all words at once, as windows over `#one#two#three#`."""

@@ -83,10 +83,12 @@ def blend(logits_NK: Floats, grades_N: Doubles) -> Blend:
         grades_N: human grades in [0, 1], of pairs that none of them was trained on.
 
     Raises:
-        UsageError: the logits of one model are all equal, or not finite.
+        UsageError: the first model's logits are all equal, or any are not finite.
     """
-    slopes, bias = _fit(logits_NK, grades_N, [_FLATTEST] + [0.0] * (logits_NK.shape[1] - 1))
-    return Blend(tuple(slopes), bias)
+    telling = [0, *(k for k in range(1, logits_NK.shape[1]) if logits_NK[:, k].std() != 0)]  # one that is flat gets 0
+    slopes, bias = _fit(logits_NK[:, telling], grades_N, [_FLATTEST] + [0.0] * (len(telling) - 1))
+    weights = dict(zip(telling, slopes, strict=True))
+    return Blend(tuple(weights.get(k, 0.0) for k in range(logits_NK.shape[1])), bias)
 
 
 def _fit(logits_NK: Floats, grades_N: Doubles, least: list[float]) -> tuple[list[float], float]:

@@ -44,6 +44,8 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
     """
     described = dataclasses.asdict(recipe)
     del described["students"]
+    if recipe.lexical is None:  # of which runs from before there was one say nothing
+        del described["lexical"]
     students = {name: student.described() for name, student in recipe.students.items()}
     files = {
         "queries": (inputs.queries, recipe.columns.query),

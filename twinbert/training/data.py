@@ -40,6 +40,10 @@ class Split:
     name: str
     pairs: list[Pair]
 
+    def texts(self) -> list[tuple[str, str]]:
+        """The pairs as (query, document)."""
+        return [(pair.query, pair.document) for pair in self.pairs]
+
     def by_query(self) -> dict[str, list[Pair]]:
         """The pairs of each query, queries in the order in which they come."""
         grouped: dict[str, list[Pair]] = {}

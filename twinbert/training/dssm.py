@@ -15,7 +15,6 @@ Shapes: B texts, L words, T trigrams of a word, K features of the convolution, D
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +170,7 @@ def train(
     if config.losses.teacher and np.isnan(pairs.teacher_P).any():
         raise UsageError("C-DSSM: its losses need a teacher, and there are pairs that none has scored")
     accelerator = new_accelerator()
-    described = {"dssm": dataclasses.asdict(config), "seed": seed, "pairs": _digest(pairs)}
+    described = {"dssm": dataclasses.asdict(config), "seed": seed, "pairs": pairs.digest()}
     run = Run(output / "distil", {**described, "dev": digest_of(dataset.dev)}, writes=accelerator.is_main_process)
     if (output / "weights.safetensors").exists():
         return load(output)
@@ -236,19 +235,12 @@ def _save(config: DssmConfig, twin: TwinBert, folder: Path) -> None:
     building.rename(folder / "weights.safetensors")
 
 
-def _digest(pairs: Pairs) -> str:
-    digest = hashlib.sha256("\0".join([*pairs.queries, "", *pairs.documents]).encode())
-    for values_P in (pairs.query_P, pairs.document_P, pairs.grade_P, pairs.teacher_P):
-        digest.update(values_P.tobytes())
-    return digest.hexdigest()
-
-
 def _measure(student: Student, dev: Split) -> dict[str, float]:
-    found = evaluate(student.score([(pair.query, pair.document) for pair in dev.pairs]), dev.pairs)
+    found = evaluate(student.score(dev.texts()), dev.pairs)
     return {name: found[name] for name in ("auc2", "ndcg10", "calibration_error")}
 
 
 def _calibrate(student: Student, dev: Split) -> None:
-    logits_N = student.logits([(pair.query, pair.document) for pair in dev.pairs])
+    logits_N = student.logits(dev.texts())
     grades_N = np.array([pair.grade for pair in dev.pairs])
     student.twin.crossing("cosine").calibrate(calibration.fit(logits_N, grades_N))

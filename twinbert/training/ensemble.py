@@ -5,8 +5,8 @@ Shapes: N pairs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from hashlib import sha256
 
 import numpy as np
 
@@ -16,29 +16,29 @@ from twinbert.training.teacher import Floats, Teacher, TextPair
 
 
 class Ensemble:
-    """Teachers that speak with one voice, the mean of their logits.
+    """Teachers that speak with one voice, the mean of their logits, to which what words alone say may be added.
 
-    It errs less than any of them, and teaches better (Hofstätter et al., arXiv 2010.02666).
+    The mean errs less than any of them, and teaches better (Hofstätter et al., arXiv 2010.02666).
 
     Args:
         members: cross-encoders, at least one.
         lexical: the network whose logit is added to theirs, weighted; None: they speak alone.
 
     Attributes:
-        digest: what names the members in caches.
+        members_digest: what names the cross-encoders in caches.
     """
 
     def __init__(self, members: Sequence[Teacher], lexical: Lexical | None = None) -> None:
         self._members, self.lexical = members, lexical
-        digests = " ".join(member.digest for member in members)
-        self.digest = members[0].digest if len(members) == 1 else hashlib.sha256(digests.encode()).hexdigest()
-
-    def read(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
-        """What the cross-encoders say, as `Teacher.score`."""
-        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
-        return logits_N
+        digests = [member.digest for member in members]
+        self.members_digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
     def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """The teacher's logits, float32 [N]; their sigmoid is the expected grade."""
-        read_N = self.read(pairs, precision=precision)
-        return read_N if self.lexical is None else self.lexical.add(read_N, self.lexical.score(pairs))
+        members_N = self.score_members(pairs, precision=precision)
+        return members_N if self.lexical is None else self.lexical.add(members_N, self.lexical.score(pairs))
+
+    def score_members(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
+        """What the cross-encoders say alone, as `Teacher.score`."""
+        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
+        return logits_N

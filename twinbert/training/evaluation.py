@@ -155,7 +155,7 @@ def evaluate(
             raise UsageError(f"no system is called {name!r}; there are {', '.join(names)}")
     judgments = Judgments.of(split.pairs)
     weights_BQ = resample(judgments.queries, resamples, seed=seed)
-    pairs = [(pair.query, pair.document) for pair in split.pairs]
+    pairs = split.texts()
     scores: dict[str, list[Floats]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     teachers: dict[int | None, Floats] = {}  # by run

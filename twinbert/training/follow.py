@@ -5,7 +5,8 @@
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/teacher-2/ …                those of the others, where several teach together
     RUN/lexical/                    run of what words alone say beside them, where the recipe has it
-    RUN/scores/<teacher>.scores     what it said of each pair; in float32 that is part of the name
+    RUN/scores/<digest>.scores      what the cross-encoders said of each pair, where they read in float32 with that in
+                                    the name; and in a file of its own what words alone say
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
@@ -219,13 +220,12 @@ def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -
     alone = Ensemble(members)
     if recipe.lexical is None:
         return alone
-    dev = [(pair.query, pair.document) for pair in dataset.dev.pairs]
     words = lexical.train(
         recipe.lexical,
         dataset.train,
         dataset.dev,
-        lambda: alone.read(dev, precision=precision_of(new_accelerator())),
-        named=alone.digest,
+        lambda: alone.score_members(dataset.dev.texts(), precision=precision_of(new_accelerator())),
+        beside=alone.members_digest,
         output=lexical_folder(run),
         seed=recipe.seed,
         report=report,
@@ -243,11 +243,11 @@ def score_pairs(recipe: Recipe, dataset: Dataset, scorer: Ensemble, scores: Path
     """The recipe's pairs with the teacher's logits; what each of its parts said is kept in the folder `scores`."""
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
     precision = precision_of(new_accelerator())
-    read = functools.partial(scorer.read, precision=precision)
+    members = functools.partial(scorer.score_members, precision=precision)
     # Opening a cache drops what seems to be cut short, and another process may be writing just that.
     with locked(scores, report):
-        with ScoreCache(scores, cache_name(scorer.digest, precision)) as cache:
-            scored = pairs_.score(chosen, read, cache, report)
+        with ScoreCache(scores, cache_name(scorer.members_digest, precision)) as cache:
+            scored = pairs_.score(chosen, members, cache, report)
         if scorer.lexical is None:
             return scored
         with ScoreCache(scores, scorer.lexical.digest) as cache:
@@ -264,16 +264,22 @@ def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
 
 def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Path, report: Report) -> None:
     """Finds mistakes before an hour is spent: of the students chosen, and where none is, of all that may come."""
+    for split in (dataset.train, dataset.dev):
+        if len(grades := {pair.grade for pair in split.pairs}) == 1:
+            raise UsageError(
+                f"{split.name}: all {len(split.pairs):,} pairs have the grade {grades.pop():g}, which teaches nothing; "
+                "give irrelevant documents as well as relevant ones"
+            )
     asked = recipe.pairs
     # What BM25 finds takes minutes to know; a random document is as good for whether a query has a pair at all.
     quick = PairsConfig(bm25=0, random=min(1, asked.bm25 + asked.random), unlabelled=asked.unlabelled)
+    known = functools.cache(lambda taught: pairs_.choose(dataset, quick, seed=0) if taught else pairs_.judged(dataset))
     for name in chosen or recipe.students:
         config = recipe.students[name]
         if (output / "students" / name / "bundle").exists():
             continue
-        pairs = pairs_.choose(dataset, quick, seed=0) if config.needs_teacher else pairs_.judged(dataset)
         try:
-            initial.check(config, dataset, pairs)
+            initial.check(config, dataset, known(config.needs_teacher))
         except (UsageError, BundleError, UnsupportedError) as error:
             raise type(error)(f"students.{name}: {error}") from error
     if not chosen or any(recipe.students[name].needs_teacher for name in chosen):

@@ -56,7 +56,8 @@ class StudentConfig:
     letters: Letters = "ascii"
     """Of tri-letters: the paper's, or those of every script."""
     checkpoint: str = "all-minilm-l6-v2"
-    """A BERT, by directory or package: where WordPiece's vocabulary and, without `new`, the weights come from."""
+    """A BERT, by directory or package: where WordPiece's vocabulary and, without `new`, the weights come from. To
+    tri-letters it gives its layers alone: embeddings of trigrams are new, and want a first stage."""
     layers: tuple[int, ...] = ()
     """Which of the checkpoint's layers a tower has, from 0; empty: all."""
     new: NewTower | None = None
@@ -97,8 +98,6 @@ class StudentConfig:
             raise UsageError("student: documents, group and together must be at least 1")
         if not 0 < self.share <= 1:
             raise UsageError(f"student: share is {self.share}; it must be above 0 and at most 1")
-        if self.tokenizer == "triletter" and self.new is None:
-            raise UsageError("student: no checkpoint reads tri-letters; give the shape of new towers")
         if self.layers and self.new is not None:
             raise UsageError("student: new towers have no checkpoint's layers; give either")
 
@@ -154,10 +153,14 @@ def _config_of(config: StudentConfig) -> TwinConfig:
     if config.new is None:
         tower = bert_config(locate(config.checkpoint), pooling=config.pooling, projection=config.projection or None)
         tower = dataclasses.replace(tower, layers=len(config.layers) or tower.layers)
+        if config.tokenizer == "triletter":
+            tower = dataclasses.replace(
+                tower, embedding="trigrams", vocabulary=_vocabulary(config), positions=_positions(config)
+            )
     else:
         tower = TowerConfig(
             vocabulary=_vocabulary(config),
-            positions=max(config.query_max_tokens, config.document_max_tokens),
+            positions=_positions(config),
             embedding="tokens" if config.tokenizer == "wordpiece" else "trigrams",
             pooling=config.pooling,
             projection=config.projection or None,
@@ -172,6 +175,10 @@ def _config_of(config: StudentConfig) -> TwinConfig:
         crossings=config.crossings,
         residual=config.residual,
     )
+
+
+def _positions(config: StudentConfig) -> int:
+    return max(config.query_max_tokens, config.document_max_tokens)
 
 
 def _vocabulary(config: StudentConfig) -> int:
@@ -213,13 +220,11 @@ def build(
     twin = TwinBert(_config_of(config))
     tokenizer = _tokenizer(config, output, writes=writes)
     if config.new is None:
-        weights = locate(config.checkpoint) / "model.safetensors"
-        for tower in {twin.query, twin.document}:
-            load_bert(tower, weights, layers=config.layers or None)
-        if config.projection and config.projection_start == "pca":
-            initialise_projection(twin, _pooled(twin, tokenizer, pairs, seed), seed=seed)
-    elif not config.shared:
+        load_bert(twin.document, locate(config.checkpoint) / "model.safetensors", layers=config.layers or None)
+    if not config.shared:
         twin.query.load_state_dict(twin.document.state_dict())
+    if config.new is None and config.projection and config.projection_start == "pca":
+        initialise_projection(twin, _pooled(twin, tokenizer, pairs, seed), seed=seed)
     return twin, tokenizer
 
 

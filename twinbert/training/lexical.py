@@ -19,7 +19,6 @@ from typing import Any
 
 import accelerate
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -31,7 +30,7 @@ from twinbert.errors import BundleError, UsageError
 from twinbert.training.calibration import Blend, blend
 from twinbert.training.data import Split
 from twinbert.training.devices import new_accelerator
-from twinbert.training.features import FEATURES, features
+from twinbert.training.features import FEATURES, VERSION, features
 from twinbert.training.loop import Task, fit
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run, locked
@@ -39,6 +38,8 @@ from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import Floats, TextPair, digest_of, watch
 
 _FARTHEST = 4.0  # standard deviations from the mean: what is farther counts as that far
+_LEAST_SPREAD = 1e-6
+_TOLD_EVERY = 10_000  # pairs
 _FILE = "lexical.safetensors"
 
 
@@ -54,14 +55,16 @@ class LexicalConfig:
     """Units of each of its two layers."""
     dropout: float = 0.1
     """Share of units that a step leaves out."""
+    max_words: int = 64
+    """Words of a query, and of a document, that are looked at: the cross-encoders and students read no more either."""
     batch: int = 512
-    """Pairs of a step."""
+    """Pairs of a step, of all processes together."""
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=20, rate=2e-3, log_steps=100))
     """Steps and rates."""
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.batch < 1 or not 0 <= self.dropout < 1:
-            raise UsageError("lexical: hidden and batch must be at least 1, dropout at least 0 and below 1")
+        if min(self.hidden, self.max_words, self.batch) < 1 or not 0 <= self.dropout < 1:
+            raise UsageError("lexical: hidden, max_words and batch must be at least 1, dropout at least 0 and below 1")
 
 
 class Network(nn.Module):
@@ -74,7 +77,7 @@ class Network(nn.Module):
     def __init__(self, config: LexicalConfig) -> None:
         super().__init__()
         self.register_buffer("mean_K", torch.zeros(len(FEATURES)))
-        self.register_buffer("spread_K", torch.ones(len(FEATURES)))
+        self.register_buffer("scale_K", torch.ones(len(FEATURES)))
         layers: list[nn.Module] = []
         width = len(FEATURES)
         for _ in range(2):
@@ -82,10 +85,17 @@ class Network(nn.Module):
             width = config.hidden
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
+    def standardise(self, features_NK: Floats) -> None:
+        """Sets how features are standardised; one that never differs says nothing, later neither."""
+        spread_K = features_NK.std(0, dtype=np.float64)
+        scale_K = np.divide(1, spread_K, out=np.zeros_like(spread_K), where=spread_K > _LEAST_SPREAD)
+        self.get_buffer("mean_K").copy_(torch.from_numpy(features_NK.mean(0, dtype=np.float64)))
+        self.get_buffer("scale_K").copy_(torch.from_numpy(scale_K))
+
     def logits(self, features_NK: Tensor) -> Tensor:
         """float32 [N] of features float32 [N, K]."""
         with torch.autocast(features_NK.device.type, enabled=False):
-            standard_NK = (features_NK - self.get_buffer("mean_K")) / self.get_buffer("spread_K")
+            standard_NK = (features_NK - self.get_buffer("mean_K")) * self.get_buffer("scale_K")
             logits_N: Tensor = self.layers(standard_NK.clamp(-_FARTHEST, _FARTHEST)).squeeze(-1)
         return logits_N
 
@@ -99,29 +109,30 @@ class Lexical:
 
     Args:
         network: it.
+        max_words: of a text that it knows.
         weights: of the cross-encoders' logit and its own.
         digest: what names it in caches.
     """
 
-    def __init__(self, network: Network, weights: Blend, digest: str) -> None:
-        self.network, self.weights, self.digest = network.eval(), weights, digest
+    def __init__(self, network: Network, max_words: int, weights: Blend, digest: str) -> None:
+        self.network, self.max_words, self.weights, self.digest = network.eval(), max_words, weights, digest
 
     def score(self, pairs: Sequence[TextPair]) -> Floats:
         """Its own logits of (query, document) pairs, float32 [N]; their sigmoid is the grade that words alone give."""
-        return _logits(self.network, _table(pairs))
+        return _logits(self.network, _table(pairs, self.max_words))
 
-    def add(self, others_N: Floats, own_N: Floats) -> Floats:
+    def add(self, cross_encoders_N: Floats, own_N: Floats) -> Floats:
         """The teacher's logits, float32 [N]: those of its cross-encoders and those of `score`, weighted."""
-        return self.weights.apply(np.stack([others_N, own_N], axis=1))
+        return self.weights.apply(np.stack([cross_encoders_N, own_N], axis=1))
 
 
 def train(
     config: LexicalConfig,
     train_split: Split,
     dev: Split,
-    others: Callable[[], Floats],
+    cross_encoders: Callable[[], Floats],
     *,
-    named: str,
+    beside: str,
     output: Path,
     seed: int,
     report: Report | None = None,
@@ -132,8 +143,8 @@ def train(
         config: how.
         train_split: what is learned.
         dev: what is measured after each epoch, and what the weights are fitted on.
-        others: asked once, gives the cross-encoders' logits of dev's pairs, float32 [N].
-        named: what names these cross-encoders.
+        cross_encoders: asked once, gives their logits of dev's pairs, float32 [N].
+        beside: what names them.
         output: folder of the run; a network that is there is loaded.
         seed: of everything random.
         report: what is told.
@@ -143,12 +154,12 @@ def train(
     """
     report = report or Silent()
     accelerator = new_accelerator()
-    described = {"lexical": dataclasses.asdict(config), "cross_encoders": named, "data": digest_of(train_split, dev)}
-    run = Run(output, described | {"features": FEATURES, "seed": seed}, writes=accelerator.is_main_process)
+    described = {"lexical": dataclasses.asdict(config), "cross_encoders": beside, "features": VERSION, "seed": seed}
+    run = Run(output, described | {"data": digest_of(train_split, dev)}, writes=accelerator.is_main_process)
     with locked(output, report, writes=accelerator.is_main_process):
         accelerator.wait_for_everyone()  # or some would look for it before another process has made it
         if not (output / _FILE).exists():
-            _fit(config, train_split, dev, others, run=run, seed=seed, report=report, accelerator=accelerator)
+            _fit(config, train_split, dev, cross_encoders, run=run, seed=seed, report=report, accelerator=accelerator)
         accelerator.wait_for_everyone()
     return load(output)
 
@@ -161,28 +172,28 @@ def load(folder: Path) -> Lexical:
         BundleError: it is damaged, or of another version's features.
     """
     path = folder / _FILE
+    if not path.exists():
+        raise UsageError(f"{folder}: has no trained lexical network yet; make it with `twinbert train teacher`")
+    remedy = f"remove {folder} and train it again with `twinbert train teacher`"
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{folder}: has no trained lexical network yet ({error.strerror}); train its run") from error
-    try:
         with safetensors.safe_open(path, "pt") as file:
             kept = json.loads(file.metadata()["lexical"])
+        if kept["features"] != VERSION:
+            raise BundleError(f"{path}: reads features of version {kept['features']}, not {VERSION}; {remedy}")
         network = Network(LexicalConfig(hidden=kept["hidden"]))
         network.load_state_dict(safetensors.torch.load(content))
         weights = Blend(tuple(kept["weights"]), kept["bias"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BundleError(f"{path}: is damaged ({error}); remove {folder} and train it again") from error
-    if kept["features"] != list(FEATURES):
-        raise BundleError(f"{path}: knows other features than this version; remove {folder} and train it again")
-    return Lexical(network, weights, hashlib.sha256(content).hexdigest())
+        return Lexical(network, kept["max_words"], weights, hashlib.sha256(content).hexdigest())
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BundleError(f"{path}: is damaged ({error}); {remedy}") from error
 
 
 def _fit(
     config: LexicalConfig,
     train_split: Split,
     dev: Split,
-    others: Callable[[], Floats],
+    cross_encoders: Callable[[], Floats],
     *,
     run: Run,
     seed: int,
@@ -191,11 +202,12 @@ def _fit(
 ) -> None:
     torch.manual_seed(seed)
     network = Network(config)
-    features_NK = _table([(pair.query, pair.document) for pair in train_split.pairs])
-    network.get_buffer("mean_K").copy_(torch.from_numpy(features_NK.mean(0)))
-    network.get_buffer("spread_K").copy_(torch.from_numpy(features_NK.std(0)).clamp_min(1e-6))
-    data = _Rows(features_NK, train_split, config.batch, seed)
-    dev_NK = _table([(pair.query, pair.document) for pair in dev.pairs])
+    features_NK = _table(train_split.texts(), config.max_words, report)
+    network.standardise(features_NK)
+    processes = accelerator.num_processes
+    # Each takes its part of a batch; of few pairs the batches are smaller, so that each has one.
+    data = _Rows(features_NK, train_split, max(1, min(config.batch, len(features_NK)) // processes), seed)
+    dev_NK = _table(dev.texts(), config.max_words)
     task = Task(
         name="lexical",
         module=network,
@@ -206,21 +218,30 @@ def _fit(
     fit(task, config.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
     if accelerator.is_main_process:
         report.event("weighing", f"lexical: is weighed against the cross-encoders on {len(dev.pairs):,} pairs of dev")
-        logits_N2 = np.stack([others(), _logits(network, dev_NK)], axis=1)
-        weights = blend(logits_N2, np.array([pair.grade for pair in dev.pairs]))
-        _save(network, weights, config, run.path / _FILE)
+        weights = _weigh(cross_encoders(), _logits(network, dev_NK), dev, run, report)
+        kept = dataclasses.asdict(weights) | {
+            "hidden": config.hidden,
+            "max_words": config.max_words,
+            "features": VERSION,
+        }
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        replace_file(run.path / _FILE, safetensors.torch.save(tensors, {"lexical": json.dumps(kept)}))
         run.drop_checkpoint()
-        found = watch(weights.apply(logits_N2), dev)
-        run.log(**{f"blended {name}": value for name, value in found.items()})
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        shares = " and ".join(f"{weight:.2f}" for weight in weights.weights)
-        report.event("weighed", f"lexical: weights {shares}; together {shown}", **found)
 
 
-def _save(network: Network, weights: Blend, config: LexicalConfig, path: Path) -> None:
-    kept = {"hidden": config.hidden, "features": FEATURES, "weights": weights.weights, "bias": weights.bias}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    replace_file(path, safetensors.torch.save(tensors, {"lexical": json.dumps(kept)}))
+def _weigh(cross_encoders_N: Floats, own_N: Floats, dev: Split, run: Run, report: Report) -> Blend:
+    """The weights, of which metrics.jsonl and the report tell what they make of dev."""
+    logits_N2 = np.stack([cross_encoders_N, own_N], axis=1)
+    weights = blend(logits_N2, np.array([pair.grade for pair in dev.pairs]))
+    before, after = watch(cross_encoders_N, dev), watch(weights.apply(logits_N2), dev)
+    found = {"cross-encoders' weight": weights.weights[0], "own weight": weights.weights[1]}
+    found |= {f"cross-encoders' dev {name}": value for name, value in before.items()}
+    found |= {f"blended dev {name}": value for name, value in after.items()}
+    run.log(**found)
+    shown = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in before)
+    told = "weights {:.2f} of the cross-encoders, {:.2f} of words".format(*weights.weights)
+    report.event("weighed", f"lexical: {told}; dev {shown}", **found)
+    return weights
 
 
 class _Rows:
@@ -239,13 +260,18 @@ class _Rows:
         return {"features_BK": self._features_NK[rows], "grades_B": self._grades_N[rows]}
 
 
-def _table(pairs: Sequence[TextPair]) -> Floats:
+def _table(pairs: Sequence[TextPair], max_words: int, report: Report | None = None) -> Floats:
     """Features float32 [N, K] of pairs."""
-    return np.array([features(*pair) for pair in pairs], dtype=np.float32).reshape(len(pairs), len(FEATURES))
+    features_NK = np.empty((len(pairs), len(FEATURES)), dtype=np.float32)
+    for row, (query, document) in enumerate(pairs):
+        features_NK[row] = features(query, document, max_words=max_words)
+        if report is not None and ((row + 1) % _TOLD_EVERY == 0 or row + 1 == len(pairs)):
+            report.progress("lexical features", row + 1, len(pairs), unit="pairs")
+    return features_NK
 
 
 @torch.inference_mode()
-def _logits(network: Network, features_NK: npt.NDArray[np.float32]) -> Floats:
+def _logits(network: Network, features_NK: Floats) -> Floats:
     device = next(network.parameters()).device
     logits_N: Floats = network.logits(torch.from_numpy(features_NK).to(device)).cpu().numpy()
     return logits_N

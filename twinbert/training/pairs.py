@@ -79,6 +79,13 @@ class Pairs:
         """The pairs as (query, document)."""
         return [(self.queries[q], self.documents[d]) for q, d in zip(self.query_P, self.document_P, strict=True)]
 
+    def digest(self) -> str:
+        """sha256 of all of it: what is learned from pairs names them by it."""
+        digest = hashlib.sha256("\0".join([*self.queries, "", *self.documents]).encode())
+        for values_P in (self.query_P, self.document_P, self.grade_P, self.teacher_P):
+            digest.update(values_P.tobytes())
+        return digest.hexdigest()
+
 
 def choose(dataset: Dataset, config: PairsConfig, *, seed: int) -> Pairs:
     """The pairs of a dataset's training queries, not yet scored. A pair judged twice has its mean grade."""

@@ -124,7 +124,7 @@ def parity(
     """
     bundle = Bundle.open(path)
     runtime = Runtime(bundle, towers=TOWERS, threads=os.cpu_count() or 1)
-    pairs = [(pair.query, pair.document) for pair in split.pairs]
+    pairs = split.texts()
     queries, query_N = numbered([query for query, _ in pairs])
     documents, document_N = numbered([document for _, document in pairs])
     weights = open_twin(bundle).eval()

@@ -7,45 +7,36 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import accelerate
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from twinbert.bundle import Bundle, describe_file
+from twinbert.bundle import Bundle
 from twinbert.bundle import Tower as TowerName
 from twinbert.errors import UsageError
 from twinbert.export import export
-from twinbert.model.checkpoint import load_weights, open_twin, save_weights
+from twinbert.model.checkpoint import open_twin
 from twinbert.model.config import CrossingKind
 from twinbert.model.twin import TwinBert
 from twinbert.tokenizer import Tokenizer, open_tokenizer_file
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
 from twinbert.training.data import Dataset, Split
-from twinbert.training.devices import new_accelerator, precision_of
+from twinbert.training.devices import new_accelerator
 from twinbert.training.distillation import Distillation, embed
-from twinbert.training.embedding import (
-    Lessons,
-    SpaceLearner,
-    bi_encoder_vectors,
-    chunks_on,
-    digest_of_texts,
-    map_from,
-)
+from twinbert.training.embedding import chunks_on
 from twinbert.training.initial import SAMPLE, StudentConfig, build
 from twinbert.training.loop import Task, fit
 from twinbert.training.metrics import evaluate
 from twinbert.training.pairs import Pairs, part
-from twinbert.training.readable import readable, readable_pairs
+from twinbert.training.readable import readable_pairs
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import Run, locked
+from twinbert.training.runs import Run
+from twinbert.training.space import learn_space
 from twinbert.training.teacher import WATCHED, digest_of
-from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]
 
@@ -141,7 +132,7 @@ def train(
     main = accelerator.is_main_process
     pairs = part(pairs, config.share)
     described = {"student": config.described(), "seed": seed}
-    described |= {"pairs": _digest(pairs), "dev": digest_of(dataset.dev)}
+    described |= {"pairs": pairs.digest(), "dev": digest_of(dataset.dev)}
     run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():
         torch.manual_seed(seed)
@@ -150,7 +141,16 @@ def train(
         student = Student(twin.to(accelerator.device), tokenizer)
         pairs = _readable_pairs(student, pairs, report)
         if config.space is not None:
-            _learn_space(config, student, dataset, common or output, seed=seed, report=report, accelerator=accelerator)
+            learn_space(
+                config,
+                student,
+                dataset,
+                common or output,
+                seed=seed,
+                measure=lambda: _measure(student, dataset.dev),
+                report=report,
+                accelerator=accelerator,
+            )
         _start_crossings(student, pairs)
         blocks = Blocks(
             pairs,
@@ -176,113 +176,6 @@ def train(
     return load(output / "bundle")
 
 
-def _learn_space(
-    config: StudentConfig,
-    student: Student,
-    dataset: Dataset,
-    common: Path,
-    *,
-    seed: int,
-    report: Report,
-    accelerator: accelerate.Accelerator,
-) -> None:
-    """Stage one: the document tower learns from every text, and the query tower starts as it.
-
-    Students of which no more differs than what comes afterwards share it.
-    """
-    assert config.space is not None
-    twin, tokenizer = student.twin, student.tokenizers["document"]
-
-    def every_text() -> Iterator[str]:
-        assert config.space is not None
-        return dataset.texts(spans=config.space.spans, seed=seed)
-
-    described = {
-        "tower": dataclasses.asdict(twin.config.document),
-        "tokenizer": describe_file(student.tokenizer)["sha256"],
-        "max_tokens": twin.config.document_max_tokens,
-        "space": dataclasses.asdict(config.space),
-        "together": config.together,
-        "seed": seed,
-        "texts": digest_of_texts(every_text()),
-    }
-    if config.shared:  # then the tower is the first that was drawn, where a document tower of its own is the second
-        described["shared"] = True
-    if config.new is None:
-        described["start"] = [config.checkpoint, config.layers, config.projection_start]
-    main = accelerator.is_main_process
-    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
-    run = Run(common / "spaces" / name, described, writes=main)
-    done = run.path / "tower.safetensors"
-    with locked(run.path, report, writes=main):
-        accelerator.wait_for_everyone()  # or some would look for the tower before another process has made it
-        if not done.exists():
-            texts_path = run.path / "texts"
-            with locked(common / "vectors", report, writes=main), accelerator.main_process_first():
-                texts = TextFile.write(texts_path, readable(tokenizer, every_text())) if main else TextFile(texts_path)
-                if left := sum(1 for _ in every_text()) - len(texts):
-                    report.event("left_out", f"{left:,} texts are left out: they have no letter", texts=left)
-                vectors_NH = bi_encoder_vectors(
-                    config.space.teacher,
-                    texts,
-                    common / "vectors",
-                    report,
-                    precision=precision_of(accelerator),
-                    writes=main,
-                )
-            _fit_space(
-                config,
-                student,
-                dataset.dev,
-                texts=texts,
-                vectors_NH=vectors_NH,
-                run=run,
-                seed=seed,
-                report=report,
-                accelerator=accelerator,
-            )
-            if main:
-                building = done.with_suffix(".building")
-                save_weights(twin.document, building)
-                building.rename(done)
-                run.drop_checkpoint()
-        accelerator.wait_for_everyone()
-    load_weights(twin.document, done)
-    twin.query.load_state_dict(twin.document.state_dict())
-
-
-def _fit_space(
-    config: StudentConfig,
-    student: Student,
-    dev: Split,
-    *,
-    texts: TextFile,
-    vectors_NH: Floats,
-    run: Run,
-    seed: int,
-    report: Report,
-    accelerator: accelerate.Accelerator,
-) -> None:
-    assert config.space is not None
-    twin, tokenizer = student.twin, student.tokenizers["document"]
-    sample = np.sort(np.random.default_rng(seed).permutation(len(texts))[:SAMPLE])
-    back = map_from(vectors_NH[sample], twin.document.config.dimension, seed=seed)
-    lessons = Lessons(texts, tokenizer, vectors_NH, batch=config.space.batch, together=config.together, seed=seed)
-
-    def measure() -> dict[str, float]:
-        twin.query.load_state_dict(twin.document.state_dict())
-        return _measure(student, dev)
-
-    task = Task(
-        name=f"space {run.path.name}",
-        module=SpaceLearner(twin.document, back, config.space.loss),
-        batches=lessons.batches,
-        collate=lessons.collate,
-        validate=measure,
-    )
-    fit(task, config.space.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
-
-
 def _readable_pairs(student: Student, pairs: Pairs, report: Report) -> Pairs:
     kept = readable_pairs(student.tokenizers["document"], pairs)
     if left := len(pairs) - len(kept):
@@ -302,7 +195,7 @@ def _start_crossings(student: Student, pairs: Pairs) -> None:
 
 def _measure(student: Student, dev: Split) -> dict[str, float]:
     """What is watched while training."""
-    texts = [(pair.query, pair.document) for pair in dev.pairs]
+    texts = dev.texts()
     measured: dict[str, float] = {}
     for kind in student.twin.config.crossings:
         report = evaluate(student.score(texts, kind), dev.pairs)
@@ -311,7 +204,7 @@ def _measure(student: Student, dev: Split) -> dict[str, float]:
 
 
 def _export(student: Student, dev: Split, output: Path, run: Run, report: Report) -> None:
-    texts = [(pair.query, pair.document) for pair in dev.pairs]
+    texts = dev.texts()
     grades_N = np.array([pair.grade for pair in dev.pairs])
     fitted = {kind: calibration.fit(student.logits(texts, kind), grades_N) for kind in student.twin.config.crossings}
     for kind, one in fitted.items():
@@ -329,10 +222,3 @@ def _export(student: Student, dev: Split, output: Path, run: Run, report: Report
         source={"name": output.parent.name, "run": hashlib.sha256(repr(run.configuration).encode()).hexdigest()},
         calibration=fitted,
     )
-
-
-def _digest(pairs: Pairs) -> str:
-    digest = hashlib.sha256("\0".join([*pairs.queries, "", *pairs.documents]).encode())
-    for values_P in (pairs.query_P, pairs.document_P, pairs.grade_P, pairs.teacher_P):
-        digest.update(values_P.tobytes())
-    return digest.hexdigest()

@@ -170,13 +170,27 @@ def _trained(run: Path) -> Iterator[System]:
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
     if (folder := run / "baselines" / "cross-encoder-3").joinpath("model").is_dir():
         yield System(name=SHALLOW, score=_probabilities(_load(followed, folder).score))
-    scorer = _load_teacher(followed, run)
-    yield System(name=TEACHER, score=_probabilities(scorer.score))
-    if scorer.lexical is not None:
-        yield System(name=CROSS_ENCODERS, score=_probabilities(scorer.read))
-        yield System(name=LEXICAL, score=_probabilities(scorer.lexical.score))
+    yield from _voices(_load_teacher(followed, run))
     for name, folder in bundles_of(run).items():
         yield from of_bundle(name, folder)
+
+
+def _voices(scorer: Ensemble) -> Iterator[System]:
+    """A teacher, and where words take part, its two parts: the cross-encoders read a split once."""
+    said: list[tuple[Sequence[tuple[str, str]], Floats]] = []
+
+    def members(pairs: Sequence[tuple[str, str]]) -> Floats:
+        if not said or said[0][0] is not pairs:
+            said[:] = [(pairs, scorer.score_members(pairs))]
+        return said[0][1]
+
+    words = scorer.lexical
+    if words is None:
+        yield System(name=TEACHER, score=_probabilities(members))
+        return
+    yield System(name=TEACHER, score=_probabilities(lambda pairs: words.add(members(pairs), words.score(pairs))))
+    yield System(name=CROSS_ENCODERS, score=_probabilities(members))
+    yield System(name=LEXICAL, score=_probabilities(words.score))
 
 
 def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]:

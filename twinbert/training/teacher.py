@@ -212,7 +212,7 @@ def _fit(
     torch.manual_seed(seed)  # of the new head
     teacher = open_checkpoint(source, max_tokens=config.max_tokens, batch=config.batch)
     data = _Grades(teacher, train_split, config.batch, seed)
-    dev_pairs = [(pair.query, pair.document) for pair in dev.pairs]
+    dev_pairs = dev.texts()
     task = Task(
         name="teacher",
         module=_Classifier(teacher.model, config.pairwise),
@@ -280,7 +280,7 @@ class _Grades:
     def __init__(self, teacher: Teacher, split: Split, batch: int, seed: int) -> None:
         self._teacher, self._batch, self._seed = teacher, batch, seed
         self._grades_N = torch.tensor([pair.grade for pair in split.pairs], dtype=torch.float32)
-        self._encodings = teacher.encode([(pair.query, pair.document) for pair in split.pairs])
+        self._encodings = teacher.encode(split.texts())
         self._lengths = [len(encoding["input_ids"]) for encoding in self._encodings]
 
     def batches(self, epoch: int) -> list[list[int]]:
