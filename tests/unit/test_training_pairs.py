@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from twinbert.tokenizer import TokenBatch
+from twinbert.training import pairs as pairs_
 from twinbert.training import synthetic
 from twinbert.training.blocks import Blocks, chunks, neighbourly
 from twinbert.training.data import Dataset, Pair, Split
@@ -74,6 +79,40 @@ def test_the_teacher_is_asked_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scored.teacher_P, again.teacher_P)
     with ScoreCache(tmp_path, "b") as cache:
         assert len(cache) == 0
+
+
+def test_processes_share_what_the_teacher_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two each asks about its blocks and knows all scores; the first writes them, as one alone would."""
+    monkeypatch.setattr(pairs_, "_SCORED_AT_ONCE", 18)
+    many = choose(DATASET, PairsConfig(), seed=1)
+    alone = Teacher()
+    with ScoreCache(tmp_path / "alone", "a") as cache:
+        expected = score(many, alone, cache, Silent()).teacher_P
+    barrier, said = threading.Barrier(2), {}
+
+    def exchange(process: Any, value: Any) -> list[Any]:
+        said[process.process_index] = value
+        barrier.wait(10)
+        found = [said[0], said[1]]
+        barrier.wait(10)
+        return found
+
+    monkeypatch.setattr(pairs_, "gathered", exchange)
+    teachers = [Teacher(), Teacher()]
+
+    def work(rank: int) -> Floats:
+        process: Any = SimpleNamespace(num_processes=2, process_index=rank)
+        with ScoreCache(tmp_path / "both", "a", writes=rank == 0) as cache:
+            return score(many, teachers[rank], cache, Silent(), accelerator=process).teacher_P
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(work, (0, 1)))
+    for teacher_P in found:
+        np.testing.assert_array_equal(teacher_P, expected)
+    assert -(-len(alone.asked) // 18) % 2  # an odd number of blocks: in the end the second process has none
+    assert sorted(teachers[0].asked + teachers[1].asked) == sorted(alone.asked)
+    assert abs(len(teachers[0].asked) - len(teachers[1].asked)) <= 18
+    assert (tmp_path / "both" / "a.scores").read_bytes() == (tmp_path / "alone" / "a.scores").read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "head"])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import accelerate
 import torch
 from accelerate.state import is_initialized
+from accelerate.utils import gather_object
 from torch import Tensor
 
 Precision = Literal["float32", "bf16"]
@@ -36,6 +37,12 @@ def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerato
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         mixed = launched if launched != "no" else "bf16" if multiplies_bf16() else "no"
     return accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[patience])
+
+
+def gathered(accelerator: accelerate.Accelerator, value: Any) -> list[Any]:  # noqa: ANN401 - whatever can be pickled
+    """What each process has, in the order of their numbers; every one of them has to ask."""
+    found: list[Any] = gather_object([value]) if accelerator.num_processes > 1 else [value]
+    return found
 
 
 def precision_of(accelerator: accelerate.Accelerator) -> Precision:

@@ -93,7 +93,7 @@ def _follow(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: P
             scorer = train_teacher(recipe, dataset, output, told)
         if not chosen:
             return {}
-        with timed(times, "pairs", report, writes=main) as told, accelerator.main_process_first():
+        with timed(times, "pairs", report, writes=main) as told:
             scored = score_pairs(recipe, dataset, scorer, output / "scores", told)
         del scorer
     judged = pairs_.judged(dataset)
@@ -241,17 +241,19 @@ def _seed(recipe: Recipe, number: int, folder: Path) -> int:
 
 def score_pairs(recipe: Recipe, dataset: Dataset, scorer: Ensemble, scores: Path, report: Report) -> Pairs:
     """The recipe's pairs with the teacher's logits; what each of its parts said is kept in the folder `scores`."""
+    accelerator = new_accelerator()
+    precision, main = precision_of(accelerator), accelerator.is_main_process
     chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
-    precision = precision_of(new_accelerator())
     members = functools.partial(scorer.score_members, precision=precision)
-    # Opening a cache drops what seems to be cut short, and another process may be writing just that.
-    with locked(scores, report):
-        with ScoreCache(scores, cache_name(scorer.members_digest, precision)) as cache:
-            scored = pairs_.score(chosen, members, cache, report)
+    # Opening a cache drops what seems to be cut short, and another command may be writing just that.
+    with locked(scores, report, writes=main):
+        accelerator.wait_for_everyone()  # or some would look before this command's turn has come
+        with ScoreCache(scores, cache_name(scorer.members_digest, precision), writes=main) as cache:
+            scored = pairs_.score(chosen, members, cache, report, accelerator=accelerator)
         if scorer.lexical is None:
             return scored
-        with ScoreCache(scores, scorer.lexical.digest) as cache:
-            words = pairs_.score(chosen, scorer.lexical.score, cache, report)
+        with ScoreCache(scores, scorer.lexical.digest, writes=main) as cache:
+            words = pairs_.score(chosen, scorer.lexical.score, cache, report, accelerator=accelerator)
     return dataclasses.replace(scored, teacher_P=scorer.lexical.add(scored.teacher_P, words.teacher_P))
 
 

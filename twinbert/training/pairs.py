@@ -14,15 +14,17 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
+import accelerate
 import numpy as np
 import numpy.typing as npt
 
 from twinbert.errors import UsageError
 from twinbert.training.data import Dataset
+from twinbert.training.devices import gathered, new_accelerator
 from twinbert.training.report import Report
 
 Floats = npt.NDArray[np.float32]
@@ -132,21 +134,34 @@ def part(pairs: Pairs, share: float) -> Pairs:
 
 
 def score(
-    pairs: Pairs, teacher: Callable[[Sequence[tuple[str, str]]], Floats], cache: ScoreCache, report: Report
+    pairs: Pairs,
+    teacher: Callable[[Sequence[tuple[str, str]]], Floats],
+    cache: ScoreCache,
+    report: Report,
+    *,
+    accelerator: accelerate.Accelerator | None = None,
 ) -> Pairs:
     """The pairs with the teacher's logits: from the cache, and what is not there scored and added to it.
 
-    Killed at any point, the next call asks for at most `_SCORED_AT_ONCE` pairs again.
+    Several processes share the work, where each has opened the cache in one state. Killed at any point, the next call
+    asks for at most `_SCORED_AT_ONCE` pairs a process again.
     """
+    accelerator = accelerator or new_accelerator()
     texts = pairs.texts()
     keys = [pair_key(*text) for text in texts]
     missing = [number for number, key in enumerate(keys) if key not in cache]
     # Neighbours in length are scored together, so a batch has little padding.
     missing.sort(key=lambda number: len(texts[number][0]) + len(texts[number][1]))
-    for start in range(0, len(missing), _SCORED_AT_ONCE):
-        rows = missing[start : start + _SCORED_AT_ONCE]
-        cache.add([keys[row] for row in rows], teacher([texts[row] for row in rows]))
-        report.progress("pairs", start + len(rows), len(missing), unit="pairs")
+    blocks = [missing[start : start + _SCORED_AT_ONCE] for start in range(0, len(missing), _SCORED_AT_ONCE)]
+    done = 0
+    for start in range(0, len(blocks), accelerator.num_processes):
+        shared = blocks[start : start + accelerator.num_processes]
+        mine = shared[accelerator.process_index : accelerator.process_index + 1]
+        said = gathered(accelerator, [teacher([texts[row] for row in rows]) for rows in mine])
+        for rows, logits in zip(shared, chain.from_iterable(said), strict=True):
+            cache.add([keys[row] for row in rows], logits)
+            done += len(rows)
+        report.progress("pairs", done, len(missing), unit="pairs")
     teacher_P = np.array([cache[key] for key in keys], dtype=np.float32)
     return replace(pairs, teacher_P=teacher_P)
 
@@ -167,6 +182,7 @@ class ScoreCache:
     Args:
         directory: of the caches, one file a teacher.
         teacher: what names it and its precision, see `twinbert.training.devices.cache_name`.
+        writes: false: another process writes the file, and this one remembers what is added.
 
     Raises:
         UsageError: the file cannot be opened.
@@ -174,20 +190,20 @@ class ScoreCache:
 
     _RECORD = np.dtype([("key", "V16"), ("score", "<f4"), ("crc", "<u4")])
 
-    def __init__(self, directory: Path, teacher: str) -> None:
+    def __init__(self, directory: Path, teacher: str, *, writes: bool = True) -> None:
         self.path = directory / f"{teacher}.scores"
         head = f"twinbert teacher scores 1 {teacher}\n".encode()
+        self._file: BinaryIO | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-            self._file.seek(0)
-            content = self._file.read()
-            if not content.startswith(head):
-                content = head
-                self._file.truncate(0)
-                self._file.write(head)
-            self._scores = self._read(content[len(head) :])
-            self._file.truncate(len(head) + self._whole * self._RECORD.itemsize)
+            content = self.path.read_bytes() if self.path.exists() else b""
+            whole = content.startswith(head)
+            self._scores = self._read(content[len(head) :] if whole else b"")
+            if writes:
+                self._file = self.path.open("ab")
+                self._file.truncate(len(head) + self._whole * self._RECORD.itemsize if whole else 0)
+                if not whole:
+                    self._file.write(head)
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be used as a cache ({error.strerror})") from error
 
@@ -222,6 +238,9 @@ class ScoreCache:
         Raises:
             UsageError: the file cannot be written.
         """
+        self._scores.update(zip(keys, scores_P.astype(np.float32).tolist(), strict=True))
+        if self._file is None:
+            return
         packed = [key + value.tobytes() for key, value in zip(keys, scores_P.astype("<f4"), strict=True)]
         try:
             self._file.write(b"".join(record + zlib.crc32(record).to_bytes(4, "little") for record in packed))
@@ -229,11 +248,11 @@ class ScoreCache:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror}); what was there is kept") from error
-        self._scores.update(zip(keys, scores_P.astype(np.float32).tolist(), strict=True))
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
