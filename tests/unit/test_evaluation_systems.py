@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import transformers
 
@@ -51,13 +50,13 @@ def run(followed: recipe.Recipe, dataset: Dataset, tiny_bundle: Path, tmp_path_f
     tokenizer.save_pretrained(folder / "teacher" / "model")
     shutil.copytree(tiny_bundle, folder / "students" / "wordpiece" / "bundle")
     assert followed.lexical is not None
-    graded = (dataset.train, dataset.dev)
-    said = np.arange(len(dataset.dev.pairs), dtype=np.float32)
-    lexical.train(followed.lexical, *graded, lambda: said, beside="one", output=folder / "lexical", seed=1)
+    lexical.train(followed.lexical, dataset.train, dataset.dev, output=folder / "lexical", seed=1)
+    (folder / "blend").mkdir()
+    (folder / "blend" / "weights.json").write_text('{"weights": [0.5, 0.5], "bias": 0}')
     return folder
 
 
-TEACHER = ("teacher", "teacher, without words", "words alone")
+TEACHER = ("teacher", "teacher's cross-encoders", "teacher's words")
 
 
 def names(rows: list[System]) -> list[str]:
@@ -172,6 +171,7 @@ def test_a_text_that_c_dssm_cannot_read_stops_it_alone(
     [
         ("teacher/model", "teacher: has no trained teacher yet; make it with"),
         ("lexical", "lexical: has no trained lexical network yet"),
+        ("blend", "blend: the voices of the teacher were not weighed yet"),
     ],
 )
 def test_a_missing_teacher_is_found_before_baselines_are_trained(

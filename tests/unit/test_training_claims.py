@@ -16,8 +16,20 @@ from training_cases import FILES, graded
 
 from twinbert.cli import main
 from twinbert.errors import UsageError
-from twinbert.training import claims, follow, lexical, recipe, runs, student, synthetic, teacher, times
-from twinbert.training.ensemble import Ensemble
+from twinbert.training import (
+    claims,
+    ensemble,
+    follow,
+    lexical,
+    recipe,
+    runs,
+    student,
+    synthetic,
+    teacher,
+    teaching,
+    times,
+)
+from twinbert.training.ensemble import CROSS_ENCODERS, CrossEncoders, Ensemble
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
@@ -95,33 +107,39 @@ class Told(Silent):
 
 
 def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:
-    """Both parts of a teacher, its scores, a bi-encoder's vectors and a first stage are waited for where another makes
-    them.
-    """
+    """Whatever students share is waited for where another makes it: a teacher's parts, its scores, a first stage."""
     synthetic.save_checkpoint(tmp_path / "checkpoint")
     tiny = recipe.load("tiny", changes={"teacher": {"checkpoint": str(tmp_path / "checkpoint")}})
     dataset, config = synthetic.dataset(queries=40), tiny.students["triletter"]
     assert config.space is not None
     config = dataclasses.replace(config, space=dataclasses.replace(config.space, teacher=str(tmp_path / "checkpoint")))
     pairs = dataclasses.replace(judged(dataset), teacher_P=judged(dataset).grade_P)
-    scorer = Ensemble([teacher.open_checkpoint(tmp_path / "checkpoint", max_tokens=24)])
+    voice = CrossEncoders([teacher.open_checkpoint(tmp_path / "checkpoint", max_tokens=24)])
+    scorer = Ensemble({CROSS_ENCODERS: voice})
 
     def trains_teacher() -> None:
         teacher.train(tiny.teacher, dataset.train, dataset.dev, output=tmp_path / "teacher", seed=1, report=Told())
 
     def trains_lexical() -> None:
         assert tiny.lexical is not None
-        said = judged(dataset).grade_P
-        splits, folder = (dataset.train, dataset.dev), tmp_path / "lexical"
-        lexical.train(tiny.lexical, *splits, lambda: said, beside="one", output=folder, seed=1, report=Told())
+        lexical.train(tiny.lexical, dataset.train, dataset.dev, output=tmp_path / "lexical", seed=1, report=Told())
+
+    def weighs() -> None:
+        ensemble.weigh({"one": voice, "two": voice}, dataset.dev, output=tmp_path / "blend", report=Told())
 
     def scores() -> None:
-        follow.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Told())
+        teaching.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Told())
 
     def learns_space() -> None:
         student.train(config, dataset, pairs, output=tmp_path / "one", seed=1, common=tmp_path, report=Told())
 
-    folders = {"teacher": trains_teacher, "lexical": trains_lexical, "scores": scores, "vectors": learns_space}
+    folders = {
+        "teacher": trains_teacher,
+        "lexical": trains_lexical,
+        "blend": weighs,
+        "scores": scores,
+        "vectors": learns_space,
+    }
     for folder, makes in ((tmp_path / name, makes) for name, makes in folders.items()):
         runs.Run(folder, {})  # claimed, as whatever another process works in
         with runs.locked(folder, Silent()), pytest.raises(Waited, match=str(folder)):

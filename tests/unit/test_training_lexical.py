@@ -1,4 +1,4 @@
-"""The lexical part of a teacher: features as they are named, a network that learns them, its weight beside others."""
+"""The lexical part of a teacher: features as they are named, and a network that learns them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import safetensors.torch
 import torch
 
 from twinbert.errors import BundleError, UsageError
-from twinbert.training import follow, lexical, recipe, synthetic
-from twinbert.training.calibration import Blend, blend
+from twinbert.training import lexical
 from twinbert.training.data import Pair, Split
-from twinbert.training.ensemble import Ensemble
 from twinbert.training.features import FEATURES, VERSION, features
 from twinbert.training.lexical import LexicalConfig
-from twinbert.training.report import Silent
 from twinbert.training.schedule import Schedule
-from twinbert.training.teacher import Floats, TextPair
 
 CONFIG = LexicalConfig(hidden=16, batch=64, schedule=Schedule(epochs=12, rate=1e-2))
 
@@ -41,14 +37,8 @@ TRAIN, DEV = _split("train", 600), _split("dev", 200)
 DEV_GRADES = np.array([pair.grade for pair in DEV.pairs])
 
 
-def _others() -> Floats:
-    """Cross-encoders that know something of DEV, and not all."""
-    return (DEV_GRADES - 0.5 + np.random.default_rng(0).normal(0, 0.5, len(DEV_GRADES))).astype(np.float32)
-
-
-def _train(folder: Path, **changes: object) -> lexical.Lexical:
-    given = {"beside": "others", "output": folder, "seed": 1} | changes
-    return lexical.train(CONFIG, TRAIN, DEV, _others, **given)  # type: ignore[arg-type]  # tests change what they like
+def _train(folder: Path, *, seed: int = 1) -> lexical.Lexical:
+    return lexical.train(CONFIG, TRAIN, DEV, output=folder, seed=seed)
 
 
 def known(query: str, document: str) -> dict[str, float]:
@@ -147,69 +137,6 @@ def test_a_network_learns_and_is_read_back(tmp_path: Path) -> None:
     assert not (tmp_path / "one" / "checkpoint").exists()
 
 
-def test_it_weighs_what_it_adds(tmp_path: Path) -> None:
-    """Together they have a smaller cross-entropy on dev than the cross-encoders have with any scale and bias."""
-    trained = _train(tmp_path)
-    pairs, others = DEV.texts(), _others()
-    together = trained.add(others, trained.score(pairs))
-    assert together.dtype == np.float32
-    alone = blend(others[:, None], DEV_GRADES).apply(others[:, None])
-
-    def loss(logits: Floats) -> float:
-        return float((np.logaddexp(0, logits) - DEV_GRADES * logits).mean())
-
-    assert loss(together) < loss(alone) - 0.05
-
-
-def test_an_ensemble_adds_it_to_what_its_members_say(tmp_path: Path) -> None:
-    """The members' mean is weighted; without a network it stays as it is, and the digest is of the members."""
-
-    class Member:
-        digest = "member"
-
-        def score(self, pairs: list[TextPair], *, precision: str) -> Floats:
-            assert precision == "float32"
-            return np.arange(len(pairs), dtype=np.float32)
-
-    words, pairs = _train(tmp_path), DEV.texts()[:9]
-    members = [Member(), Member()]
-    alone, whole = Ensemble(members), Ensemble(members, words)  # type: ignore[arg-type]  # as a Teacher does
-    np.testing.assert_array_equal(alone.score(pairs), np.arange(9))
-    np.testing.assert_array_equal(whole.score_members(pairs), np.arange(9))
-    weights = words.weights
-    expected = weights.weights[0] * np.arange(9) + weights.weights[1] * words.score(pairs) + weights.bias
-    np.testing.assert_allclose(whole.score(pairs), expected, rtol=1e-5)
-    assert alone.members_digest == whole.members_digest
-
-
-def test_students_learn_what_the_whole_teacher_says(tmp_path: Path) -> None:
-    """The pairs of a run have the logits of both parts, each of which is asked of a pair once."""
-    tiny = recipe.load("tiny")
-    dataset = synthetic.dataset(seed=tiny.seed)
-    asked: list[TextPair] = []
-
-    class Member:
-        digest = "member"
-
-        def score(self, pairs: list[TextPair], *, precision: str) -> Floats:
-            asked.extend(pairs)
-            return np.array([len(document) / 9 for _, document in pairs], dtype=np.float32)
-
-    scorer = Ensemble([Member()], _train(tmp_path / "lexical"))  # type: ignore[list-item]  # as a Teacher does
-    found = [follow.score_pairs(tiny, dataset, scorer, tmp_path / "scores", Silent()) for _ in range(2)]
-    assert len(asked) == len(found[0])
-    assert found[0].teacher_P.tobytes() == found[1].teacher_P.tobytes()
-    np.testing.assert_allclose(found[0].teacher_P, scorer.score(found[0].texts()), rtol=1e-6)
-    assert np.abs(found[0].teacher_P - scorer.score_members(found[0].texts())).max() > 0.1
-
-
-def test_one_of_other_cross_encoders_is_refused(tmp_path: Path) -> None:
-    """Its weights are those beside the teachers that it was weighed against."""
-    _train(tmp_path)
-    with pytest.raises(UsageError, match="cross_encoders is 'others' there and 'new' here"):
-        _train(tmp_path, beside="new")
-
-
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     """Missing, cut short, or of other features."""
     with pytest.raises(UsageError, match="has no trained lexical network yet"):
@@ -232,24 +159,6 @@ def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
         LexicalConfig(**wrong)  # type: ignore[arg-type]  # one of its fields
 
 
-def test_known_weights_are_found() -> None:
-    """Of grades that two logits and a bias made, these; one that only misleads has no say, the first one always."""
-    generator = np.random.default_rng(3)
-    logits_N2 = generator.normal([1, -2], [1, 3], (50_000, 2)).astype(np.float32)
-    true = Blend((0.7, 0.4), -0.5)
-    grades_N = (1 / (1 + np.exp(-true.apply(logits_N2)))).astype(np.float64)
-    found = blend(logits_N2, grades_N)
-    assert (*found.weights, found.bias) == pytest.approx((0.7, 0.4, -0.5), abs=0.01)
-    misled = blend(logits_N2 * [1, -1], grades_N)
-    assert misled.weights[0] > 0
-    assert misled.weights[1] == 0
-    assert blend(logits_N2 * [-1, 1], grades_N).weights[0] > 0
-    flat = np.array([1, 0], dtype=np.float32)
-    assert blend(logits_N2 * flat, grades_N).weights[1] == 0
-    with pytest.raises(UsageError, match="the model has learned nothing"):
-        blend(logits_N2 * flat[::-1], grades_N)
-
-
 def test_the_network_is_what_is_written_out() -> None:
     """Standardised and cut to four deviations, two layers of GELU, a sum; a feature that never differs says nothing."""
     torch.manual_seed(0)
@@ -270,12 +179,3 @@ def test_the_network_is_what_is_written_out() -> None:
             sums = weights[f"layers.{layer}.weight"] @ np.array(values) + weights[f"layers.{layer}.bias"]
             values = [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in sums] if layer < 6 else sums.tolist()
         assert logit == pytest.approx(values[0], abs=1e-5)
-
-
-def test_metrics_tell_what_words_are_worth(tmp_path: Path) -> None:
-    """The last line has both weights, and dev with the cross-encoders alone and with words."""
-    words = _train(tmp_path)
-    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["cross-encoders' weight"], last["own weight"]) == words.weights.weights
-    assert last["blended dev loss"] < last["cross-encoders' dev loss"]
-    assert last["blended dev auc2"] > last["cross-encoders' dev auc2"]

@@ -12,11 +12,11 @@ import torch
 
 from twinbert.importing import import_twin
 from twinbert.model.config import ResidualConfig
-from twinbert.training import follow, initial, losses, recipe, space, student, synthetic, teacher
+from twinbert.training import initial, losses, recipe, space, student, synthetic, teacher, teaching
 from twinbert.training.blocks import Blocks
 from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.distillation import Distillation, LossWeights
-from twinbert.training.ensemble import Ensemble
+from twinbert.training.ensemble import CROSS_ENCODERS, CrossEncoders, Ensemble
 from twinbert.training.pairs import Pairs, judged
 from twinbert.training.report import Silent
 
@@ -69,11 +69,12 @@ def test_what_is_computed_for_training_is_in_its_precision(
     """A teacher scores and a bi-encoder embeds in what the process trains in; the name of a cache tells float32."""
     new_accelerator(precision)
     suffix = "-float32" if precision == "float32" else ""
-    scorer = Ensemble([teacher.open_checkpoint(checkpoint, max_tokens=24)])
-    found = follow.score_pairs(TINY, DATASET, scorer, tmp_path / "scores", Silent())
+    voice = CrossEncoders([teacher.open_checkpoint(checkpoint, max_tokens=24)])
+    scorer = Ensemble({CROSS_ENCODERS: voice})
+    found = teaching.score_pairs(TINY, DATASET, scorer, tmp_path / "scores", Silent())
     off_P = np.abs(found.teacher_P - scorer.score(found.texts()))
     assert (off_P.max() < 1e-5) == (precision == "float32")
-    assert [path.name for path in (tmp_path / "scores").glob("*.scores")] == [f"{scorer.members_digest}{suffix}.scores"]
+    assert [path.name for path in (tmp_path / "scores").glob("*.scores")] == [f"{voice.digest}{suffix}.scores"]
 
     class LearnsError(Exception):
         """Ends a first stage where it begins."""

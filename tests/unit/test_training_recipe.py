@@ -12,7 +12,7 @@ from training_cases import FILES, graded
 from twinbert.cli import main
 from twinbert.errors import UsageError
 from twinbert.model.config import ResidualConfig
-from twinbert.training import follow, initial, recipe, synthetic, teacher
+from twinbert.training import follow, initial, recipe, synthetic, teacher, teaching
 from twinbert.training.claims import claim_of, claimed
 from twinbert.training.embedding import SpaceConfig
 from twinbert.training.initial import StudentConfig
@@ -193,14 +193,14 @@ def test_runs_of_neighbouring_seeds_share_no_teacher(tmp_path: Path, monkeypatch
     """Two teachers each make six of three seeds; a run that an earlier version began keeps those it has."""
     seeds: list[int] = []
     monkeypatch.setattr(teacher, "train", lambda *_, seed, **__: seeds.append(seed))
-    monkeypatch.setattr(follow, "Ensemble", list)
-    dataset, two = synthetic.dataset(), dataclasses.replace(FILES, teachers=2, lexical=None)
+    monkeypatch.setattr(teaching, "CrossEncoders", list)
+    dataset, two = synthetic.dataset(), dataclasses.replace(FILES, teachers=2)
     for seed in (2002, 2003, 2004):
-        follow.train_teacher(dataclasses.replace(two, seed=seed), dataset, tmp_path, Silent())
+        teaching.train_cross_encoders(dataclasses.replace(two, seed=seed), dataset, tmp_path, Silent())
     assert seeds[::2] == [2002, 2003, 2004]
     assert len(set(seeds)) == 6
     Run(tmp_path / "teacher-2", {"seed": 2003})
-    follow.train_teacher(dataclasses.replace(two, seed=2002), dataset, tmp_path, Silent())
+    teaching.train_cross_encoders(dataclasses.replace(two, seed=2002), dataset, tmp_path, Silent())
     assert seeds[6:] == [2002, 2003]
 
 

@@ -21,7 +21,6 @@ from twinbert.training import embedding, initial, losses, readable, recipe, stud
 from twinbert.training.blocks import Blocks
 from twinbert.training.distillation import Distillation, LossWeights
 from twinbert.training.embedding import bi_encoder_vectors, map_from
-from twinbert.training.ensemble import Ensemble
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, judged, part
 from twinbert.training.report import Silent
@@ -245,23 +244,6 @@ def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Pa
     np.testing.assert_array_equal(trained.score(pairs), loaded.score(pairs))
     assert trained.digest == loaded.digest
     assert trained.digest != teacher.load(tmp_path / "run" / "model", max_tokens=20).digest
-
-
-def test_several_teachers_speak_with_one_voice(checkpoint: Path) -> None:
-    """The logit of several is the mean of theirs; their digest is of all of them, and of one alone its own."""
-    members = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)  # of the new head
-        members.append(teacher.open_checkpoint(checkpoint, max_tokens=24))
-    members[1].digest = "another"
-    pairs = DATASET.dev.texts()[:8]
-    both, one = Ensemble(members), Ensemble(members[:1])
-    first, second = (member.score(pairs) for member in members)
-    assert np.abs(first - second).max() > 0
-    np.testing.assert_allclose(both.score(pairs), (first + second) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(one.score(pairs), first)
-    assert one.members_digest == members[0].digest
-    assert both.members_digest not in {member.digest for member in members}
 
 
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def run(*, plan: _Plan) -> None:
 @app.command()
 @shares({"plan": _plan})
 def teacher(*, plan: _Plan) -> None:
-    """Train only a recipe's teacher on human grades: cross-encoders, and what words alone say."""
-    from twinbert.training.follow import lexical_folder, teacher_folders
+    """Train only a recipe's teacher on human grades: cross-encoders, and what teaches along."""
+    from twinbert.training.teaching import lexical_folder, teacher_folders
 
     _train(plan, students=())
     made = {folder.name: folder / "model" for folder in teacher_folders(plan.recipe, plan.output)}

@@ -44,8 +44,9 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
     """
     described = dataclasses.asdict(recipe)
     del described["students"]
-    if recipe.lexical is None:  # of which runs from before there was one say nothing
-        del described["lexical"]
+    for name in ("lexical", "twins"):  # of which runs from before there were any say nothing
+        if not described[name]:
+            del described[name]
     students = {name: student.described() for name, student in recipe.students.items()}
     files = {
         "queries": (inputs.queries, recipe.columns.query),
@@ -71,8 +72,28 @@ def claimed(claim: Claim, chosen: Collection[str], output: Path, report: Report,
     with ExitStack() as stack:
         for name in chosen:
             folder = output / "students" / name
-            Run(folder, {"student": claim.students[name]}, writes=writes)
-            stack.enter_context(locked(folder, report, wait=False, writes=writes))
+            stack.enter_context(claimed_student(claim.students[name], folder, report, wait=False, writes=writes))
+        yield
+
+
+@contextmanager
+def claimed_student(
+    described: dict[str, Any], folder: Path, report: Report, *, wait: bool, writes: bool
+) -> Iterator[None]:
+    """Claims a student's folder and holds it against other processes.
+
+    Args:
+        described: the student, as runs record it.
+        folder: its folder.
+        report: is told of waiting.
+        wait: for another process that trains it, without end.
+        writes: whether this process is the one of several that writes.
+
+    Raises:
+        UsageError: it holds something else, or another process trains it, and there is no waiting.
+    """
+    Run(folder, {"student": described}, writes=writes)
+    with locked(folder, report, wait=wait, writes=writes):
         yield
 
 

@@ -1,44 +1,176 @@
-"""A recipe's teacher whole: cross-encoders that speak with one voice, and what words alone say beside them.
+"""A recipe's teacher whole: voices that each grade pairs by themselves, weighed against each other on dev.
 
-Shapes: N pairs.
+Cross-encoders err alike where twins and words do not, so together they err less, and what errs less teaches better
+(Hofstätter et al., arXiv 2010.02666). Weights fitted on dev are stacking (Wolpert, Neural Networks 5, 1992).
+
+    RUN/blend/configuration.json    the voices, by digest, and the digest of dev
+    RUN/blend/weights.json          what was fitted, and what each voice and all of them give on dev
+
+Shapes: N pairs, V voices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from twinbert.training.devices import Precision
-from twinbert.training.lexical import Lexical
-from twinbert.training.teacher import Floats, Teacher, TextPair
+from twinbert.bundle import Bundle
+from twinbert.errors import UsageError
+from twinbert.training import student
+from twinbert.training.calibration import Blend, blend
+from twinbert.training.data import Split
+from twinbert.training.devices import Precision, cache_name, new_accelerator, precision_of
+from twinbert.training.report import Report
+from twinbert.training.runs import Run, locked, replace_text
+from twinbert.training.teacher import Floats, Teacher, TextPair, digest_of, watch
+
+CROSS_ENCODERS = "cross-encoders"
+WORDS = "words"
+
+_FILE = "weights.json"
+
+
+class Voice(Protocol):
+    """Something that grades pairs by itself."""
+
+    digest: str
+    """What names it: with equal digests, equal scores in one precision."""
+
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
+        """Logits float32 [N] of (query, document) pairs; their sigmoid is the expected grade."""
+
+    def cache_name(self, precision: Precision) -> str:
+        """What names a cache of its scores."""
+
+    def order(self, query: str, document: str) -> Any:  # noqa: ANN401 - whatever sorts
+        """Pairs whose orders are neighbours are scored together at the least cost."""
+
+
+class CrossEncoders:
+    """Cross-encoders that speak with one voice, the mean of their logits.
+
+    Args:
+        members: at least one.
+    """
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        self._members = members
+        digests = [member.digest for member in members]
+        self.digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
+        """See `Voice`."""
+        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
+        return logits_N
+
+    def cache_name(self, precision: Precision) -> str:
+        """See `Voice`."""
+        return cache_name(self.digest, precision)
+
+    def order(self, query: str, document: str) -> int:
+        """Of like length, so that a batch has little padding."""
+        return len(query) + len(document)
+
+
+class TwinVoice:
+    """A twin, by its first crossing.
+
+    Args:
+        path: its bundle.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._student = student.load(path)
+        self.digest = Bundle.open(path).fingerprint
+
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
+        """See `Voice`."""
+        return self._student.logits(pairs, precision=precision)
+
+    def cache_name(self, precision: Precision) -> str:
+        """See `Voice`."""
+        return cache_name(self.digest, precision)
+
+    def order(self, _query: str, document: str) -> tuple[int, str]:
+        """Of one document, which is then encoded once."""
+        return len(document), document
 
 
 class Ensemble:
-    """Teachers that speak with one voice, the mean of their logits, to which what words alone say may be added.
-
-    The mean errs less than any of them, and teaches better (Hofstätter et al., arXiv 2010.02666).
+    """Voices and their weights.
 
     Args:
-        members: cross-encoders, at least one.
-        lexical: the network whose logit is added to theirs, weighted; None: they speak alone.
-
-    Attributes:
-        members_digest: what names the cross-encoders in caches.
+        voices: by name, at least one.
+        weights: in their order; None: there is one voice.
     """
 
-    def __init__(self, members: Sequence[Teacher], lexical: Lexical | None = None) -> None:
-        self._members, self.lexical = members, lexical
-        digests = [member.digest for member in members]
-        self.members_digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+    def __init__(self, voices: Mapping[str, Voice], weights: Blend | None = None) -> None:
+        self.voices, self.weights = voices, weights
 
     def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """The teacher's logits, float32 [N]; their sigmoid is the expected grade."""
-        members_N = self.score_members(pairs, precision=precision)
-        return members_N if self.lexical is None else self.lexical.add(members_N, self.lexical.score(pairs))
+        return self.combine([voice.score(pairs, precision=precision) for voice in self.voices.values()])
 
-    def score_members(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
-        """What the cross-encoders say alone, as `Teacher.score`."""
-        logits_N: Floats = np.mean([member.score(pairs, precision=precision) for member in self._members], axis=0)
-        return logits_N
+    def combine(self, logits_VN: Sequence[Floats]) -> Floats:
+        """Those of what each voice said."""
+        return logits_VN[0] if self.weights is None else self.weights.apply(np.stack(logits_VN, axis=1))
+
+
+def weigh(voices: Mapping[str, Voice], dev: Split, *, output: Path, report: Report) -> Ensemble:
+    """Weighs voices against each other on dev, once.
+
+    Args:
+        voices: by name; the first is never silenced.
+        dev: what none of them has learned from.
+        output: folder of the weights; those that are there are taken.
+        report: what is told.
+
+    Raises:
+        UsageError: the first voice tells no pair from another, or `output` has the weights of other voices.
+    """
+    if len(voices) == 1:
+        return Ensemble(voices)
+    accelerator = new_accelerator()
+    main = accelerator.is_main_process
+    named = {name: voice.digest for name, voice in voices.items()}
+    run = Run(output, {"voices": named, "dev": digest_of(dev)}, writes=main)
+    with locked(output, report, writes=main):
+        accelerator.wait_for_everyone()  # or some would look for them before another process has made them
+        if not (output / _FILE).exists() and main:
+            report.event("weighing", f"blend: {', '.join(voices)} are weighed on {len(dev.pairs):,} pairs of dev")
+            precision = precision_of(accelerator)
+            logits_NV = np.stack([voice.score(dev.texts(), precision=precision) for voice in voices.values()], axis=1)
+            weights = blend(logits_NV, np.array([pair.grade for pair in dev.pairs]))
+            told = {name: watch(logits_N, dev) for name, logits_N in zip(voices, logits_NV.T, strict=True)}
+            told["together"] = watch(weights.apply(logits_NV), dev)
+            kept = dataclasses.asdict(weights) | {"dev": told}
+            replace_text(run.path / _FILE, json.dumps(kept, indent=2) + "\n")
+            shown = ", ".join(f"{name} {found['auc2']:.4f}" for name, found in told.items())
+            shares = dict(zip(voices, (round(weight, 4) for weight in weights.weights), strict=True))
+            report.event("weighed", f"blend: auc2 on dev: {shown}", weights=shares, **told["together"])
+        accelerator.wait_for_everyone()
+    return load(voices, output)
+
+
+def load(voices: Mapping[str, Voice], folder: Path) -> Ensemble:
+    """Voices with the weights that they have in a run.
+
+    Raises:
+        UsageError: they were not weighed yet.
+    """
+    if len(voices) == 1:
+        return Ensemble(voices)
+    remedy = "make it with `twinbert train teacher`"
+    if not (folder / _FILE).exists():
+        raise UsageError(f"{folder}: the voices of the teacher were not weighed yet; {remedy}")
+    try:
+        kept = json.loads((folder / _FILE).read_bytes())
+        return Ensemble(voices, Blend(tuple(kept["weights"]), kept["bias"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / _FILE}: is damaged ({error}); remove {folder}, and {remedy}") from error

@@ -4,9 +4,9 @@
     RUN/inputs.json                 where the data was
     RUN/teacher/                    run of the teacher; RUN/teacher/model is it, a Hugging Face directory
     RUN/teacher-2/ …                those of the others, where several teach together
-    RUN/lexical/                    run of what words alone say beside them, where the recipe has it
-    RUN/scores/<digest>.scores      what the cross-encoders said of each pair, where they read in float32 with that in
-                                    the name; and in a file of its own what words alone say
+    RUN/lexical/                    run of the network on words that teaches along, where the recipe has it
+    RUN/blend/                      what weight each voice of the teacher has, where there are several
+    RUN/scores/<digest>.scores      what a voice of the teacher said of each pair; float32 is part of the name
     RUN/texts/                      unlabelled texts
     RUN/vectors/                    vectors of a bi-encoder, for students with a first stage
     RUN/spaces/<digest>/            runs of first stages, each for all students that begin alike
@@ -23,26 +23,24 @@ import dataclasses
 import functools
 import json
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from twinbert.errors import BundleError, UnsupportedError, UsageError
-from twinbert.training import initial, lexical, student, synthetic, teacher
+from twinbert.training import initial, student, synthetic, teacher, teaching
 from twinbert.training import pairs as pairs_
-from twinbert.training.claims import claim_of, claimed, require_data
+from twinbert.training.claims import Claim, claim_of, claimed, claimed_student, require_data
 from twinbert.training.data import Dataset, add_unlabelled, read_dataset, read_home_depot, sample
-from twinbert.training.devices import cache_name, new_accelerator, precision_of
-from twinbert.training.ensemble import Ensemble
+from twinbert.training.devices import new_accelerator
 from twinbert.training.initial import StudentConfig
-from twinbert.training.pairs import Pairs, PairsConfig, ScoreCache
+from twinbert.training.pairs import Pairs, PairsConfig
 from twinbert.training.recipe import Inputs, Recipe
 from twinbert.training.report import Report, Silent
-from twinbert.training.runs import locked, recorded
+from twinbert.training.runs import locked
 from twinbert.training.tables import build
 from twinbert.training.texts import TextFile
 from twinbert.training.times import timed
-
-_APART = 1_000_003  # seeds of one run's teachers: of successive ones the runs of neighbouring seeds would share some
 
 
 def run(
@@ -76,42 +74,50 @@ def run(
     accelerator = new_accelerator()
     main = accelerator.is_main_process
     dataset = _read_pairs(recipe, inputs)
-    with claimed(claim_of(recipe, dataset, inputs), chosen, output, report, writes=main):
+    claim = claim_of(recipe, dataset, inputs)
+    with claimed(claim, chosen, output, report, writes=main):
         with locked(output, report, writes=main), accelerator.main_process_first():
             dataset = _with_texts(dataset, recipe, inputs, output / "texts", writes=main)
             recipe = _with_checkpoint(recipe, output, writes=main)
         _check(recipe, chosen, dataset, output, report)
-        return _follow(recipe, chosen, dataset, output, report)
+        return _follow(recipe, claim, chosen, dataset, output=output, report=report)
 
 
-def _follow(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Path, report: Report) -> dict[str, Path]:
+def _follow(
+    recipe: Recipe, claim: Claim, chosen: Collection[str], dataset: Dataset, *, output: Path, report: Report
+) -> dict[str, Path]:
     accelerator = new_accelerator()
     main, times = accelerator.is_main_process, output / "times.jsonl"
-    scored: Pairs | None = None
-    if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
-        with timed(times, "teacher", report, writes=main) as told:
-            scorer = train_teacher(recipe, dataset, output, told)
-        if not chosen:
-            return {}
-        with timed(times, "pairs", report, writes=main) as told:
-            scored = score_pairs(recipe, dataset, scorer, output / "scores", told)
-        del scorer
-    judged = pairs_.judged(dataset)
-    bundles = {}
-    for name in chosen:
-        config, folder = recipe.students[name], output / "students" / name
+    judged = functools.cache(lambda: pairs_.judged(dataset))
+    bundles: dict[str, Path] = {}
+
+    def learn(name: str, pairs: Pairs) -> None:
+        folder = output / "students" / name
+        config, seed = recipe.students[name], recipe.seed
         with timed(times, name, report, writes=main) as told:
-            student.train(
-                config,
-                dataset,
-                scored if config.needs_teacher and scored is not None else judged,
-                output=folder,
-                seed=recipe.seed,
-                common=output,
-                report=told,
-            )
+            student.train(config, dataset, pairs, output=folder, seed=seed, common=output, report=told)
         bundles[name] = folder / "bundle"
-    return bundles
+
+    taught = [name for name in chosen if recipe.students[name].needs_teacher]
+    if taught or not chosen:
+        with timed(times, "teacher", report, writes=main) as told:
+            cross_encoders = teaching.train_cross_encoders(recipe, dataset, output, told)
+        for name in recipe.twins:
+            folder, held = output / "students" / name, name in chosen  # by this command, which was asked for it too
+            with (
+                nullcontext() if held else claimed_student(claim.students[name], folder, report, wait=True, writes=main)
+            ):
+                learn(name, judged())
+        with timed(times, "teacher", report, writes=main) as told:
+            scorer = teaching.make_teacher(recipe, cross_encoders, dataset, output, told)
+    if taught:
+        with timed(times, "pairs", report, writes=main) as told:
+            scored = teaching.score_pairs(recipe, dataset, scorer, output / "scores", told)
+        del scorer
+    for name in chosen:
+        if name not in bundles:
+            learn(name, scored if name in taught else judged())
+    return {name: bundles[name] for name in chosen}
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -194,69 +200,6 @@ def _with_texts(
     )
 
 
-def teacher_folders(recipe: Recipe, run: Path) -> list[Path]:
-    """Where a run has its teachers."""
-    return [run / ("teacher" if number == 1 else f"teacher-{number}") for number in range(1, recipe.teachers + 1)]
-
-
-def lexical_folder(run: Path) -> Path:
-    """Where a run has its teacher's lexical part."""
-    return run / "lexical"
-
-
-def train_teacher(recipe: Recipe, dataset: Dataset, run: Path, report: Report) -> Ensemble:
-    """The recipe's teacher; one that is there is loaded."""
-    members = [
-        teacher.train(
-            recipe.teacher,
-            dataset.train,
-            dataset.dev,
-            output=folder,
-            seed=_seed(recipe, number, folder),
-            report=report,
-        )
-        for number, folder in enumerate(teacher_folders(recipe, run))
-    ]
-    alone = Ensemble(members)
-    if recipe.lexical is None:
-        return alone
-    words = lexical.train(
-        recipe.lexical,
-        dataset.train,
-        dataset.dev,
-        lambda: alone.score_members(dataset.dev.texts(), precision=precision_of(new_accelerator())),
-        beside=alone.members_digest,
-        output=lexical_folder(run),
-        seed=recipe.seed,
-        report=report,
-    )
-    return Ensemble(members, words)
-
-
-def _seed(recipe: Recipe, number: int, folder: Path) -> int:
-    """A teacher's seed; one that an earlier version began keeps the successive one that it had."""
-    earlier = recipe.seed + number
-    return earlier if recorded(folder).get("seed") == earlier else recipe.seed + _APART * number
-
-
-def score_pairs(recipe: Recipe, dataset: Dataset, scorer: Ensemble, scores: Path, report: Report) -> Pairs:
-    """The recipe's pairs with the teacher's logits; what each of its parts said is kept in the folder `scores`."""
-    accelerator = new_accelerator()
-    precision, main = precision_of(accelerator), accelerator.is_main_process
-    chosen = pairs_.choose(dataset, recipe.pairs, seed=recipe.seed)
-    members = functools.partial(scorer.score_members, precision=precision)
-    # Opening a cache drops what seems to be cut short, and another command may be writing just that.
-    with locked(scores, report, writes=main):
-        accelerator.wait_for_everyone()  # or some would look before this command's turn has come
-        with ScoreCache(scores, cache_name(scorer.members_digest, precision), writes=main) as cache:
-            scored = pairs_.score(chosen, members, cache, report, accelerator=accelerator)
-        if scorer.lexical is None:
-            return scored
-        with ScoreCache(scores, scorer.lexical.digest, writes=main) as cache:
-            words = pairs_.score(chosen, scorer.lexical.score, cache, report, accelerator=accelerator)
-    return dataclasses.replace(scored, teacher_P=scorer.lexical.add(scored.teacher_P, words.teacher_P))
-
-
 def _chosen(recipe: Recipe, students: Collection[str] | None) -> list[str]:
     for name in students or ():
         if name not in recipe.students:
@@ -276,7 +219,8 @@ def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Pa
     # What BM25 finds takes minutes to know; a random document is as good for whether a query has a pair at all.
     quick = PairsConfig(bm25=0, random=min(1, asked.bm25 + asked.random), unlabelled=asked.unlabelled)
     known = functools.cache(lambda taught: pairs_.choose(dataset, quick, seed=0) if taught else pairs_.judged(dataset))
-    for name in chosen or recipe.students:
+    taught = any(recipe.students[name].needs_teacher for name in chosen)
+    for name in dict.fromkeys([*(recipe.twins if taught else ()), *(chosen or recipe.students)]):
         config = recipe.students[name]
         if (output / "students" / name / "bundle").exists():
             continue
@@ -284,7 +228,7 @@ def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Pa
             initial.check(config, dataset, known(config.needs_teacher))
         except (UsageError, BundleError, UnsupportedError) as error:
             raise type(error)(f"students.{name}: {error}") from error
-    if not chosen or any(recipe.students[name].needs_teacher for name in chosen):
+    if taught or not chosen:
         teacher.locate(recipe.teacher.checkpoint)
     counts = ", ".join(f"{len(split.pairs):,} {split.name}" for split in (dataset.train, dataset.dev, dataset.test))
     texts = sum(1 for _ in dataset.texts())

@@ -1,8 +1,7 @@
 """The lexical part of a teacher: a small network that grades a pair by how the query's words stand in the document.
 
 Some ten thousand grades teach a cross-encoder little about spelling, numbers and compounds, which its word pieces hide;
-`features` say them outright, for some seconds of training. What the network says is added to the cross-encoders' logits
-with weights fitted on dev, which is stacking (Wolpert, Neural Networks 5, 1992).
+`features` say them outright, for some seconds of training.
 
 Shapes: N pairs, B pairs of a batch, K features.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from torch.nn import functional
 
 from store.files import replace_file
 from twinbert.errors import BundleError, UsageError
-from twinbert.training.calibration import Blend, blend
 from twinbert.training.data import Split
-from twinbert.training.devices import new_accelerator
+from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.features import FEATURES, VERSION, features
 from twinbert.training.loop import Task, fit
 from twinbert.training.report import Report, Silent
@@ -105,61 +103,60 @@ class Network(nn.Module):
 
 
 class Lexical:
-    """A trained network, and what weight it has beside cross-encoders.
+    """A trained network.
 
     Args:
         network: it.
         max_words: of a text that it knows.
-        weights: of the cross-encoders' logit and its own.
         digest: what names it in caches.
     """
 
-    def __init__(self, network: Network, max_words: int, weights: Blend, digest: str) -> None:
-        self.network, self.max_words, self.weights, self.digest = network.eval(), max_words, weights, digest
+    def __init__(self, network: Network, max_words: int, digest: str) -> None:
+        self.network, self.max_words, self.digest = network.eval(), max_words, digest
 
-    def score(self, pairs: Sequence[TextPair]) -> Floats:
-        """Its own logits of (query, document) pairs, float32 [N]; their sigmoid is the grade that words alone give."""
+    def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
+        """Logits float32 [N] of (query, document) pairs, in float32 always; their sigmoid is the expected grade."""
         return _logits(self.network, _table(pairs, self.max_words))
 
-    def add(self, cross_encoders_N: Floats, own_N: Floats) -> Floats:
-        """The teacher's logits, float32 [N]: those of its cross-encoders and those of `score`, weighted."""
-        return self.weights.apply(np.stack([cross_encoders_N, own_N], axis=1))
+    def cache_name(self, precision: Precision) -> str:
+        """What names a cache of its scores."""
+        return self.digest
+
+    def order(self, query: str, document: str) -> int:
+        """Any is as good."""
+        return len(query) + len(document)
 
 
 def train(
     config: LexicalConfig,
     train_split: Split,
     dev: Split,
-    cross_encoders: Callable[[], Floats],
     *,
-    beside: str,
     output: Path,
     seed: int,
     report: Report | None = None,
 ) -> Lexical:
-    """Trains a network on grades, and weighs it against cross-encoders on dev.
+    """Trains a network on grades: binary cross-entropy with the grade as a soft target.
 
     Args:
         config: how.
         train_split: what is learned.
-        dev: what is measured after each epoch, and what the weights are fitted on.
-        cross_encoders: asked once, gives their logits of dev's pairs, float32 [N].
-        beside: what names them.
+        dev: what is measured after each epoch.
         output: folder of the run; a network that is there is loaded.
         seed: of everything random.
         report: what is told.
 
     Raises:
-        UsageError: `output` holds another run, or the cross-encoders tell no pair from another.
+        UsageError: `output` holds another run.
     """
     report = report or Silent()
     accelerator = new_accelerator()
-    described = {"lexical": dataclasses.asdict(config), "cross_encoders": beside, "features": VERSION, "seed": seed}
+    described = {"lexical": dataclasses.asdict(config), "features": VERSION, "seed": seed}
     run = Run(output, described | {"data": digest_of(train_split, dev)}, writes=accelerator.is_main_process)
     with locked(output, report, writes=accelerator.is_main_process):
         accelerator.wait_for_everyone()  # or some would look for it before another process has made it
         if not (output / _FILE).exists():
-            _fit(config, train_split, dev, cross_encoders, run=run, seed=seed, report=report, accelerator=accelerator)
+            _fit(config, train_split, dev, run=run, seed=seed, report=report, accelerator=accelerator)
         accelerator.wait_for_everyone()
     return load(output)
 
@@ -183,8 +180,7 @@ def load(folder: Path) -> Lexical:
             raise BundleError(f"{path}: reads features of version {kept['features']}, not {VERSION}; {remedy}")
         network = Network(LexicalConfig(hidden=kept["hidden"]))
         network.load_state_dict(safetensors.torch.load(content))
-        weights = Blend(tuple(kept["weights"]), kept["bias"])
-        return Lexical(network, kept["max_words"], weights, hashlib.sha256(content).hexdigest())
+        return Lexical(network, kept["max_words"], hashlib.sha256(content).hexdigest())
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BundleError(f"{path}: is damaged ({error}); {remedy}") from error
 
@@ -193,7 +189,6 @@ def _fit(
     config: LexicalConfig,
     train_split: Split,
     dev: Split,
-    cross_encoders: Callable[[], Floats],
     *,
     run: Run,
     seed: int,
@@ -217,31 +212,10 @@ def _fit(
     )
     fit(task, config.schedule, run=run, seed=seed, report=report, accelerator=accelerator)
     if accelerator.is_main_process:
-        report.event("weighing", f"lexical: is weighed against the cross-encoders on {len(dev.pairs):,} pairs of dev")
-        weights = _weigh(cross_encoders(), _logits(network, dev_NK), dev, run, report)
-        kept = dataclasses.asdict(weights) | {
-            "hidden": config.hidden,
-            "max_words": config.max_words,
-            "features": VERSION,
-        }
+        kept = {"hidden": config.hidden, "max_words": config.max_words, "features": VERSION}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
         replace_file(run.path / _FILE, safetensors.torch.save(tensors, {"lexical": json.dumps(kept)}))
         run.drop_checkpoint()
-
-
-def _weigh(cross_encoders_N: Floats, own_N: Floats, dev: Split, run: Run, report: Report) -> Blend:
-    """The weights, of which metrics.jsonl and the report tell what they make of dev."""
-    logits_N2 = np.stack([cross_encoders_N, own_N], axis=1)
-    weights = blend(logits_N2, np.array([pair.grade for pair in dev.pairs]))
-    before, after = watch(cross_encoders_N, dev), watch(weights.apply(logits_N2), dev)
-    found = {"cross-encoders' weight": weights.weights[0], "own weight": weights.weights[1]}
-    found |= {f"cross-encoders' dev {name}": value for name, value in before.items()}
-    found |= {f"blended dev {name}": value for name, value in after.items()}
-    run.log(**found)
-    shown = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in before)
-    told = "weights {:.2f} of the cross-encoders, {:.2f} of words".format(*weights.weights)
-    report.event("weighed", f"lexical: {told}; dev {shown}", **found)
-    return weights
 
 
 class _Rows:

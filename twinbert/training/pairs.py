@@ -139,9 +139,10 @@ def score(
     cache: ScoreCache,
     report: Report,
     *,
+    order: Callable[[str, str], Any] = lambda query, document: len(query) + len(document),
     accelerator: accelerate.Accelerator | None = None,
 ) -> Pairs:
-    """The pairs with the teacher's logits: from the cache, and what is not there scored and added to it.
+    """The pairs with the teacher's logits: from the cache, and what is not there scored in `order` and added to it.
 
     Several processes share the work, where each has opened the cache in one state. Killed at any point, the next call
     asks for at most `_SCORED_AT_ONCE` pairs a process again.
@@ -150,8 +151,7 @@ def score(
     texts = pairs.texts()
     keys = [pair_key(*text) for text in texts]
     missing = [number for number, key in enumerate(keys) if key not in cache]
-    # Neighbours in length are scored together, so a batch has little padding.
-    missing.sort(key=lambda number: len(texts[number][0]) + len(texts[number][1]))
+    missing.sort(key=lambda number: order(*texts[number]))
     blocks = [missing[start : start + _SCORED_AT_ONCE] for start in range(0, len(missing), _SCORED_AT_ONCE)]
     done = 0
     for start in range(0, len(blocks), accelerator.num_processes):

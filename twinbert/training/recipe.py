@@ -42,7 +42,9 @@ class Recipe:
     teachers: int = 1
     """How many of it there are, of seeds far apart; the mean of their logits teaches."""
     lexical: LexicalConfig | None = None
-    """What words alone say, which is added to it; None: nothing."""
+    """A network on how words stand in documents, which teaches along; None: there is none."""
+    twins: tuple[str, ...] = ()
+    """Students that learn from grades alone, and then teach the others along with the cross-encoder."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
     """What it is asked."""
     students: Mapping[str, StudentConfig]
@@ -53,6 +55,11 @@ class Recipe:
             raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
         if self.teachers < 1:
             raise UsageError(f"recipe: teachers is {self.teachers}; it must be at least 1")
+        for name in self.twins:
+            if name in self.students and self.students[name].needs_teacher:
+                raise UsageError(
+                    f"recipe: the twin {name!r} cannot teach, it needs a teacher; set its losses to grades"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +108,6 @@ def load(name: str, *, budget: str | None = FULL, changes: Mapping[str, Any] | N
     recipe = build(Recipe, table, name)
     if not recipe.students:
         raise UsageError(f"{name}: the recipe has no student; give at least one table [students.NAME]")
+    if missing := [twin for twin in recipe.twins if twin not in recipe.students]:
+        raise UsageError(f"{name}: twins: {missing[0]!r} is no student; there are {', '.join(recipe.students)}")
     return recipe

@@ -25,7 +25,7 @@ from twinbert.tokenizer import Tokenizer, open_tokenizer_file
 from twinbert.training import calibration
 from twinbert.training.blocks import Blocks
 from twinbert.training.data import Dataset, Split
-from twinbert.training.devices import new_accelerator
+from twinbert.training.devices import Precision, new_accelerator
 from twinbert.training.distillation import Distillation, embed
 from twinbert.training.embedding import chunks_on
 from twinbert.training.initial import SAMPLE, StudentConfig, build
@@ -59,7 +59,7 @@ class Student:
         }
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str], tower: TowerName) -> Floats:
+    def embed(self, texts: Sequence[str], tower: TowerName, *, precision: Precision = "float32") -> Floats:
         """Embeddings float32 [N, D]."""
         self.twin.eval()
         device = next(self.twin.parameters()).device
@@ -67,17 +67,21 @@ class Student:
         parts = [np.empty((0, self.twin.config.document.dimension), np.float32)]
         for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
             tokens = self.tokenizers[tower].encode(texts[start : start + _EMBEDDED_AT_ONCE])
-            parts.append(embed(module, chunks_on(device, tokens)).cpu().numpy())
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                embedded_ND = embed(module, chunks_on(device, tokens))
+            parts.append(embedded_ND.float().cpu().numpy())
         return np.concatenate(parts)
 
     @torch.inference_mode()
-    def logits(self, pairs: Sequence[tuple[str, str]], kind: CrossingKind | None = None) -> Floats:
+    def logits(
+        self, pairs: Sequence[tuple[str, str]], kind: CrossingKind | None = None, *, precision: Precision = "float32"
+    ) -> Floats:
         """Logits float32 [N] of (query, document) pairs by a crossing, by default the first; a text is encoded once."""
         queries = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
         documents = {text: number for number, text in enumerate(dict.fromkeys(text for _, text in pairs))}
         device = next(self.twin.parameters()).device
-        queries_QD = torch.from_numpy(self.embed(list(queries), "query")).to(device)
-        documents_MD = torch.from_numpy(self.embed(list(documents), "document")).to(device)
+        queries_QD = torch.from_numpy(self.embed(list(queries), "query", precision=precision)).to(device)
+        documents_MD = torch.from_numpy(self.embed(list(documents), "document", precision=precision)).to(device)
         task_N = torch.tensor([queries[query] for query, _ in pairs], device=device)
         document_N = torch.tensor([documents[text] for _, text in pairs], device=device)
         crossing = self.twin.crossing(kind or self.twin.config.crossings[0])

@@ -1,7 +1,7 @@
 """The rows of the table: what is in the folders of runs, and the baselines that belong beside it.
 
     RUN/teacher/model               the teacher, with those in RUN/teacher-2 … where there are several
-    RUN/lexical                     its lexical part, where it has one; then both parts have rows of their own
+    RUN/lexical, RUN/blend          words that teach along, and what weight they have; each voice has a row of its own
     RUN/students/<name>/bundle      a student, a row for each of its crossing layers
     RUN/baselines/c-dssm            C-DSSM on the students' pairs and losses
     RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
@@ -25,11 +25,11 @@ from twinbert.errors import UsageError
 from twinbert.importing import import_twin
 from twinbert.model.checkpoint import read_json
 from twinbert.runtime import Floats, Ints
-from twinbert.training import dssm, follow, lexical, synthetic, teacher
+from twinbert.training import dssm, follow, synthetic, teacher, teaching
 from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
 from twinbert.training.dssm import DssmConfig
-from twinbert.training.ensemble import Ensemble
+from twinbert.training.ensemble import CROSS_ENCODERS, WORDS, Ensemble, Voice
 from twinbert.training.evaluation import Scorer, System
 from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters, without_letters
 from twinbert.training.recipe import Recipe
@@ -38,8 +38,7 @@ from twinbert.training.runs import locked
 from twinbert.training.student import Student
 
 TEACHER = "teacher"
-CROSS_ENCODERS = "teacher, without words"
-LEXICAL = "words alone"
+VOICES = {CROSS_ENCODERS: "teacher's cross-encoders", WORDS: "teacher's words"}  # its twins are students, with rows
 DSSM = "C-DSSM"
 SHALLOW = "3-layer cross-encoder"
 SHALLOW_LAYERS = 3
@@ -61,7 +60,7 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
             there, a graded text has no letter that C-DSSM reads.
     """
     followed = follow.recipe_of(run)
-    scorer = _load_teacher(followed, run)  # or it would be missed only when the cross-encoder is there
+    scorer = teaching.load_teacher(followed, run)  # or it would be missed only when the cross-encoder is there
     with locked(run / "baselines", report, wait=False):
         _train_shallow(followed, run, dataset, report)
         if not (run / "baselines" / "c-dssm" / "weights.safetensors").exists():
@@ -83,7 +82,7 @@ def _train_dssm(
     network: DssmConfig, scorer: Ensemble, followed: Recipe, *, run: Path, dataset: Dataset, report: Report
 ) -> None:
     require_letters(network.letters, dataset.graded_texts())
-    pairs = follow.score_pairs(followed, dataset, scorer, run / "scores", report)
+    pairs = teaching.score_pairs(followed, dataset, scorer, run / "scores", report)
     pairs = readable_pairs(letters_tokenizer(network.letters), pairs)
     dssm.train(network, dataset, pairs, output=run / "baselines" / "c-dssm", seed=followed.seed, report=report)
 
@@ -170,27 +169,33 @@ def _trained(run: Path) -> Iterator[System]:
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
     if (folder := run / "baselines" / "cross-encoder-3").joinpath("model").is_dir():
         yield System(name=SHALLOW, score=_probabilities(_load(followed, folder).score))
-    yield from _voices(_load_teacher(followed, run))
+    yield from _voices(teaching.load_teacher(followed, run))
     for name, folder in bundles_of(run).items():
         yield from of_bundle(name, folder)
 
 
 def _voices(scorer: Ensemble) -> Iterator[System]:
-    """A teacher, and where words take part, its two parts: the cross-encoders read a split once."""
-    said: list[tuple[Sequence[tuple[str, str]], Floats]] = []
+    """A teacher, and where it has several voices, these; each reads a split once."""
+    voices = {name: _remembering(voice) for name, voice in scorer.voices.items()}
+    yield System(
+        name=TEACHER,
+        score=_probabilities(lambda pairs: scorer.combine([score(pairs) for score in voices.values()])),
+    )
+    for name, row in VOICES.items() if len(voices) > 1 else ():
+        if name in voices:
+            yield System(name=row, score=_probabilities(voices[name]))
 
-    def members(pairs: Sequence[tuple[str, str]]) -> Floats:
-        if not said or said[0][0] is not pairs:
-            said[:] = [(pairs, scorer.score_members(pairs))]
-        return said[0][1]
 
-    words = scorer.lexical
-    if words is None:
-        yield System(name=TEACHER, score=_probabilities(members))
-        return
-    yield System(name=TEACHER, score=_probabilities(lambda pairs: words.add(members(pairs), words.score(pairs))))
-    yield System(name=CROSS_ENCODERS, score=_probabilities(members))
-    yield System(name=LEXICAL, score=_probabilities(words.score))
+def _remembering(voice: Voice) -> Scorer:
+    """What a voice says, without asking it again of the very pairs that it was asked of last."""
+    last: list[tuple[Sequence[tuple[str, str]], Floats]] = []
+
+    def score(pairs: Sequence[tuple[str, str]]) -> Floats:
+        if not last or last[0][0] is not pairs:
+            last[:] = [(pairs, voice.score(pairs))]
+        return last[0][1]
+
+    return score
 
 
 def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
@@ -227,30 +232,7 @@ def teacher_of(run: Path) -> Scorer:
     Raises:
         UsageError: the run has none yet.
     """
-    return _probabilities(_load_teacher(follow.recipe_of(run), run).score)
-
-
-def _teachers(followed: Recipe, run: Path) -> list[Path]:
-    """The folders of a run's teachers.
-
-    Raises:
-        UsageError: one of them is not there yet.
-    """
-    folders = follow.teacher_folders(followed, run)
-    for folder in folders:
-        if not (folder / "model").is_dir():
-            raise UsageError(f"{folder}: has no trained teacher yet; make it with `twinbert train teacher`")
-    return folders
-
-
-def _load_teacher(followed: Recipe, run: Path) -> Ensemble:
-    """A run's teacher whole.
-
-    Raises:
-        UsageError: a part of it is not there yet.
-    """
-    words = None if followed.lexical is None else lexical.load(follow.lexical_folder(run))
-    return Ensemble([_load(followed, folder) for folder in _teachers(followed, run)], words)
+    return _probabilities(teaching.load_teacher(follow.recipe_of(run), run).score)
 
 
 def _load(followed: Recipe, folder: Path) -> teacher.Teacher:
