@@ -81,7 +81,7 @@ def run_blocks(text: str, folder: Path, *, timeout: float) -> str:
 @pytest.mark.timeout(300)  # a minute alone
 def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     """They go from weights to scores."""
-    printed = run_blocks((ROOT / "README.md").read_text(), tmp_path, timeout=110)
+    printed = run_blocks((ROOT / "README.md").read_text(), tmp_path, timeout=240)
     for said in (
         "fingerprint",
         "sku-1",

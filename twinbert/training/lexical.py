@@ -179,7 +179,7 @@ def load(folder: Path) -> Lexical:
         if kept["features"] != VERSION:
             raise BundleError(f"{path}: reads features of version {kept['features']}, not {VERSION}; {remedy}")
         network = Network(LexicalConfig(hidden=kept["hidden"]))
-        network.load_state_dict(safetensors.torch.load(content))
+        network.load_state_dict(safetensors.torch.load_file(path))
         return Lexical(network, kept["max_words"], hashlib.sha256(content).hexdigest())
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BundleError(f"{path}: is damaged ({error}); {remedy}") from error
