@@ -30,7 +30,7 @@ def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerato
     """
     # cuBLAS reads it once, before its first product, and repeats its sums to the bit only with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The first process works alone for hours where a teacher scores pairs; the others wait for it.
+    # The first process works alone, or waits for another command, for hours; the others wait for it.
     patience = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=2))
     mixed = None if precision is None else _MIXED[precision]
     if mixed is None and not is_initialized():

@@ -107,6 +107,7 @@ def _follow(
             with (
                 nullcontext() if held else claimed_student(claim.students[name], folder, report, wait=True, writes=main)
             ):
+                accelerator.wait_for_everyone()  # or some would begin it while another command ends it
                 learn(name, judged())
         with timed(times, "teacher", report, writes=main) as told:
             scorer = teaching.make_teacher(recipe, cross_encoders, dataset, output, told)
