@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import math
-import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from twinbert.errors import UsageError
-from twinbert.text import is_blank
+from twinbert.text import folded, is_blank
 from twinbert.training.rows import require, rows
 from twinbert.training.texts import TextFile
 from twinbert.training.texts import spans as spans_of
@@ -141,7 +140,7 @@ class Columns:
 
 def query_key(query: str) -> str:
     """What a query is known by, so that one written in other case, spacing or Unicode form counts as the same."""
-    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+    return " ".join(folded(query).split())
 
 
 def split_of(query: str) -> Literal["train", "dev", "test"]:

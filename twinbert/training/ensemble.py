@@ -118,7 +118,7 @@ class Ensemble:
         return self.combine([voice.score(pairs, precision=precision) for voice in self.voices.values()])
 
     def combine(self, logits_VN: Sequence[Floats]) -> Floats:
-        """Those of what each voice said."""
+        """The teacher's logits, float32 [N], of what each voice said: float32 [N], in the order of the voices."""
         return logits_VN[0] if self.weights is None else self.weights.apply(np.stack(logits_VN, axis=1))
 
 

@@ -37,14 +37,14 @@ def features(query: str, document: str, *, max_words: int) -> list[float]:
         document: another.
         max_words: of either text that are looked at, from its beginning.
     """
-    asked, there = words(query, max_words), words(document, max_words)
+    asked, there = _words(query, max_words), _words(document, max_words)
     sizes = [len(asked), len(there), len(query), len(document)]
     if not asked or not there:
         return [float(size) for size in sizes] + [0.0] * (len(FEATURES) - len(sizes))
     known, prefixes, joined = set(there), {word[:_PREFIX] for word in there}, "".join(there)
     found = [word in known for word in asked]
     begun = [word[:_PREFIX] in prefixes for word in asked]
-    alike = [1.0 if word in known else max(likeness(word, other) for other in known) for word in asked]
+    alike = [1.0 if word in known else max(_likeness(word, other) for other in known) for word in asked]
     numbers = [word in known for word in asked if any(letter.isdigit() for letter in word)]
     places = [place for place, word in enumerate(there) if word in asked] or [len(there)]
     values = [
@@ -52,7 +52,7 @@ def features(query: str, document: str, *, max_words: int) -> list[float]:
         sum(len(word) for word, is_there in zip(asked, found, strict=True) if not is_there),
         *(len(numbers), _mean(numbers)),
         *(_mean(alike), min(alike), alike[0], alike[-1]),
-        *(asked[-1] == there[-1], likeness(asked[-1], there[-1])),
+        *(asked[-1] == there[-1], _likeness(asked[-1], there[-1])),
         *(places[0], (places[-1] + 1) / len(there) if any(found) else 0),
         "".join(asked) in joined,
         f" {' '.join(asked)} " in f" {' '.join(there)} ",
@@ -61,7 +61,7 @@ def features(query: str, document: str, *, max_words: int) -> list[float]:
     return [float(value) for value in (*sizes, *values)]
 
 
-def words(text: str, most: int) -> list[str]:
+def _words(text: str, most: int) -> list[str]:
     """The first words of a text, in one form whatever its case and Unicode form."""
     return _SEPARATOR.sub(lambda one: one[0] if is_mark(one[0]) else " ", folded(text)).split()[:most]
 
@@ -71,7 +71,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @lru_cache(1 << 18)  # most words of a catalogue come again and again; some 60 MB
-def likeness(word: str, other: str) -> float:
+def _likeness(word: str, other: str) -> float:
     """Dice's coefficient of two words' letter pairs, their ends among these: 1 is the same word, as a rule."""
     ours, theirs = _letter_pairs(word), _letter_pairs(other)
     return 2 * len(ours & theirs) / (len(ours) + len(theirs))

@@ -9,7 +9,6 @@ Shapes: N pairs, B pairs of a batch, K features.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from store.files import replace_file
+from twinbert.bundle import describe_file
 from twinbert.errors import BundleError, UsageError
 from twinbert.training.data import Split
 from twinbert.training.devices import Precision, new_accelerator
@@ -173,14 +173,13 @@ def load(folder: Path) -> Lexical:
         raise UsageError(f"{folder}: has no trained lexical network yet; make it with `twinbert train teacher`")
     remedy = f"remove {folder} and train it again with `twinbert train teacher`"
     try:
-        content = path.read_bytes()
         with safetensors.safe_open(path, "pt") as file:
             kept = json.loads(file.metadata()["lexical"])
         if kept["features"] != VERSION:
             raise BundleError(f"{path}: reads features of version {kept['features']}, not {VERSION}; {remedy}")
         network = Network(LexicalConfig(hidden=kept["hidden"]))
         network.load_state_dict(safetensors.torch.load_file(path))
-        return Lexical(network, kept["max_words"], hashlib.sha256(content).hexdigest())
+        return Lexical(network, kept["max_words"], describe_file(path)["sha256"])
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BundleError(f"{path}: is damaged ({error}); {remedy}") from error
 
