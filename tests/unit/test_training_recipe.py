@@ -38,14 +38,14 @@ def test_a_budget_changes_only_what_it_names() -> None:
     assert small.teacher.schedule.rate == full.teacher.schedule.rate
     assert small.students.keys() == full.students.keys() - {"triletter-6", "triletter-6-labels", "triletter-3-labels"}
     assert (full.sample, small.sample) == (1.0, 0.25)
-    assert (full.teachers, small.teachers) == (2, 1)
+    assert full.twins == small.twins == ("minilm-labels",)
     with pytest.raises(UsageError, match="has no budget 'huge'; there are full, small"):
         recipe.load("homedepot", budget="huge")
 
 
 @pytest.mark.parametrize("budget", ["full", "small"])
 def test_variants_join_a_run_of_homedepot(budget: str) -> None:
-    """Teacher and pairs are the same, `minilm` too; each other student differs from it in one thing."""
+    """Teacher and pairs are the same, `minilm` and what teaches too; each other differs from `minilm` in one thing."""
     variants, homedepot = recipe.load("variants", budget=budget), recipe.load("homedepot", budget=budget)
     assert dataclasses.replace(variants, students={}) == dataclasses.replace(homedepot, students={})
     whole = homedepot.students["minilm"]
@@ -56,7 +56,8 @@ def test_variants_join_a_run_of_homedepot(budget: str) -> None:
         "minilm-plain-projection": {"projection_start": "plain"},
         "minilm-plain-residual": {"residual": ResidualConfig(start="plain")},
     }
-    assert variants.students == {name: dataclasses.replace(whole, **values) for name, values in changed.items()}
+    taught = {name: dataclasses.replace(whole, **values) for name, values in changed.items()}
+    assert variants.students == taught | {name: homedepot.students[name] for name in homedepot.twins}
 
 
 def test_a_budget_for_gpus_asks_for_its_teacher() -> None:
@@ -64,7 +65,7 @@ def test_a_budget_for_gpus_asks_for_its_teacher() -> None:
     with pytest.raises(UsageError, match="names no checkpoint; give the folder of one with --checkpoint"):
         recipe.load("homedepot", budget="gpu")
     gpu = recipe.load("homedepot", budget="gpu", changes={"teacher": {"checkpoint": "mpnet"}})
-    assert (gpu.teacher.checkpoint, gpu.teacher.batch, gpu.teachers) == ("mpnet", 64, 1)
+    assert (gpu.teacher.checkpoint, gpu.teacher.batch) == ("mpnet", 64)
 
 
 @pytest.mark.parametrize("command", [["run"], ["teacher"], ["student", "wordpiece"]])
