@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,24 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def bundles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles for all processes that this suite runs in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def export_once(twin: TwinBert, path: Path, tokenizer: Path) -> Path:
+    """The bundle at a path that processes share, which the first of them makes: an export takes seconds."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            export(twin, path, tokenizer=tokenizer, source={"name": path.name})
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer.json with padding and truncation built in."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
@@ -46,11 +66,9 @@ def tiny_twin(tiny_tokenizer: Path) -> TwinBert:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_twin: TwinBert, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_twin: TwinBert, tiny_tokenizer: Path, bundles_folder: Path) -> Path:
     """A bundle with two different towers, weighted pooling, l2: D = 32, queries of 16 tokens, documents of 32."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    export(tiny_twin, path, tokenizer=tiny_tokenizer, source={"name": "tiny"})
-    return path
+    return export_once(tiny_twin, bundles_folder / "tiny", tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +78,7 @@ def runtime(tiny_bundle: Path) -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_bundle(tiny_tokenizer: Path, bundles_folder: Path) -> Path:
     """A bundle of another fingerprint: shared towers, `cls` pooling, tanh projection and no l2; also D = 32."""
     vocabulary = tokenizers.Tokenizer.from_file(str(tiny_tokenizer)).get_vocab_size()
     tower = tiny_tower(vocabulary, layers=1, pooling="cls", projection=32)
@@ -72,6 +90,4 @@ def other_bundle(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory)
         for module in twin.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.3)
-    path = tmp_path_factory.mktemp("bundles") / "other"
-    export(twin, path, tokenizer=tiny_tokenizer, source={"name": "other"})
-    return path
+    return export_once(twin, bundles_folder / "other", tiny_tokenizer)
