@@ -80,6 +80,20 @@ def test_rows_are_what_is_there(run: Path, dataset: Dataset, followed: recipe.Re
         assert not row.probabilities or ((scores >= 0) & (scores <= 1)).all()
 
 
+def test_a_student_again_from_another_seed_shares_a_row(run: Path, followed: recipe.Recipe, tmp_path: Path) -> None:
+    """NAME@SEED beside NAME is a seed of its row, and is held against the teacher of the same run."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    shutil.copytree(own / "students" / "wordpiece", own / "students" / "wordpiece@3")
+    described = recipe.with_seeds(followed, ["wordpiece@3"]).students["wordpiece@3"].described()
+    (own / "students" / "wordpiece@3" / "configuration.json").write_text(json.dumps({"student": described}))
+    assert main(["train", "evaluate", str(own), "--resamples", "20", "-o", str(tmp_path / "out")]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "quality.json").read_text())["rows"]}
+    assert [len(rows[name]["runs"]) for name in ("teacher", "wordpiece cosine")] == [1, 2]
+    first, second = rows["wordpiece cosine"]["runs"]
+    assert first == second
+
+
 def test_without_runs_there_are_baselines(dataset: Dataset, followed: recipe.Recipe) -> None:
     """A table can be made before anything is trained."""
     assert names(list(systems.systems(dataset, followed, []))) == ["random", "BM25"]

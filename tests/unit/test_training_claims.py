@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_cases import FILES, graded
 
 from twinbert.cli import main
@@ -30,6 +31,7 @@ from twinbert.training import (
     times,
 )
 from twinbert.training.ensemble import CROSS_ENCODERS, CrossEncoders, Ensemble
+from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import judged
 from twinbert.training.recipe import Inputs
 from twinbert.training.report import Silent
@@ -149,14 +151,28 @@ def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:
         learns_space()
 
 
-def test_a_first_stage_is_shared_by_towers_that_start_alike(tmp_path: Path) -> None:
-    """Students with one network, whose weights are drawn first, and with two have first stages of their own."""
+def test_a_first_stage_is_shared_by_towers_that_start_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students with one network, whose weights are drawn first, and with two have first stages of their own; those of
+    other seeds or of fewer pairs have not, and start from the same weights.
+    """
     synthetic.save_checkpoint(tmp_path / "checkpoint")
     tiny, dataset = recipe.load("tiny").students["triletter"], synthetic.dataset(queries=40)
     assert tiny.space is not None
     base = dataclasses.replace(tiny, space=dataclasses.replace(tiny.space, teacher=str(tmp_path / "checkpoint")))
     pairs = dataclasses.replace(judged(dataset), teacher_P=judged(dataset).grade_P)
-    changes: list[dict[str, Any]] = [{"shared": False}, {"shared": False, "share": 0.5}, {"shared": True}]
+    changes: list[dict[str, Any]] = [
+        {"shared": False},
+        {"shared": False, "share": 0.5},
+        {"shared": False, "seed": 7},
+        {"shared": True},
+    ]
+    learn_space, starts = student.learn_space, []
+
+    def starting(config: StudentConfig, one: student.Student, *args: Any, **options: Any) -> None:
+        starts.append(one.twin.document.state_dict())
+        learn_space(config, one, *args, **options)
+
+    monkeypatch.setattr(student, "learn_space", starting)
     runs.Run(tmp_path / "vectors", {})
     with runs.locked(tmp_path / "vectors", Silent()):
         for number, change in enumerate(changes):
@@ -165,6 +181,10 @@ def test_a_first_stage_is_shared_by_towers_that_start_alike(tmp_path: Path) -> N
                 student.train(config, dataset, pairs, output=output, seed=1, common=tmp_path, report=Told())
     spaces = [json.loads(path.read_text()) for path in (tmp_path / "spaces").glob("*/configuration.json")]
     assert sorted(space.get("shared", False) for space in spaces) == [False, True]
+    for start in starts[1:3]:
+        assert all(map(torch.equal, start.values(), starts[0].values()))
+    seeds = [json.loads((tmp_path / f"{n}/distil/configuration.json").read_text())["seed"] for n in range(4)]
+    assert seeds == [1, 1, 7, 1]
 
 
 def test_whoever_waits_has_its_turn_when_the_other_is_killed(tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_options_change_the_recipe() -> None:
     assert (changed.seed, changed.columns.query, changed.columns.highest) == (3, "q", 5.0)
 
 
+def test_a_student_is_named_again_from_another_seed() -> None:
+    """NAME@SEED is the student NAME but for its seed, which runs record; what is no seed is refused."""
+    pairs = recipe.load("pairs")
+    [name] = pairs.students
+    again = recipe.with_seeds(pairs, [name, f"{name}@3", "other@3"])
+    assert again.students == {
+        name: pairs.students[name],
+        f"{name}@3": dataclasses.replace(pairs.students[name], seed=3),
+    }
+    assert again.students[f"{name}@3"].described() == pairs.students[name].described() | {"seed": 3}
+    with pytest.raises(UsageError, match=f"{name}@x: 'x' is no seed; give a number from 0, as in {name}@3"):
+        recipe.with_seeds(pairs, [f"{name}@x"])
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -95,6 +109,8 @@ def test_options_change_the_recipe() -> None:
         ('source = "files"\n[students]', "has no student"),
         ('source = "files"\nsed = 1\n[students.a]', "sed is unknown; there are source, seed"),
         ('source = "files"\nseed = "x"\n[students.a]', "seed is 'x', which is no int"),
+        ('source = "files"\nseed = -1\n[students.a]', "recipe: seed is -1; it must be at least 0"),
+        ('source = "files"\n[students.a]\nseed = -1', "student: seed is -1; it must be at least 0"),
         ('source = "files"\n[students.a]\nshared = 1', "students.a: shared is 1, which is no bool"),
         ('source = "files"\n[students.a]\nshare = 0', "share is 0.0; it must be above 0"),
         ('source = "files"\n[students.a.distil]\nepochs = 0', "epochs is 0"),

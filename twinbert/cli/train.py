@@ -111,7 +111,12 @@ def teacher(*, plan: _Plan) -> None:
 @app.command()
 @shares({"plan": _plan})
 def student(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Students of the recipe.", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME", help="Students of the recipe; NAME@SEED: again, from that seed.", show_default=False
+        ),
+    ],
     *,
     plan: _Plan,
 ) -> None:

@@ -35,7 +35,7 @@ from twinbert.training.data import Dataset, add_unlabelled, read_dataset, read_h
 from twinbert.training.devices import new_accelerator
 from twinbert.training.initial import StudentConfig
 from twinbert.training.pairs import Pairs, PairsConfig
-from twinbert.training.recipe import Inputs, Recipe
+from twinbert.training.recipe import Inputs, Recipe, with_seeds
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import locked
 from twinbert.training.tables import build
@@ -57,7 +57,7 @@ def run(
         recipe: what is trained.
         inputs: where the data is.
         output: the run's folder.
-        students: which to train; of none, only the teacher is made; None: all.
+        students: which to train, also as NAME@SEED; of none, only the teacher is made; None: all.
         report: what is told.
 
     Returns:
@@ -70,6 +70,7 @@ def run(
         UnsupportedError: a checkpoint is of another architecture.
     """
     report = report or Silent()
+    recipe = with_seeds(recipe, students or ())
     chosen = _chosen(recipe, students)
     accelerator = new_accelerator()
     main = accelerator.is_main_process

@@ -92,12 +92,16 @@ class StudentConfig:
     """Queries of a block that share documents."""
     together: int = 64
     """Texts that a tower reads at once."""
+    seed: int | None = None
+    """Of everything random in it but its first stage; None: the recipe's."""
 
     def __post_init__(self) -> None:
         if min(self.documents, self.group, self.together) < 1:
             raise UsageError("student: documents, group and together must be at least 1")
         if not 0 < self.share <= 1:
             raise UsageError(f"student: share is {self.share}; it must be above 0 and at most 1")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"student: seed is {self.seed}; it must be at least 0")
         if self.layers and self.new is not None:
             raise UsageError("student: new towers have no checkpoint's layers; give either")
 
@@ -107,10 +111,12 @@ class StudentConfig:
         return self.losses.teacher
 
     def described(self) -> dict[str, Any]:
-        """As runs record it: without a share of 1, of which those from before there were shares say nothing."""
+        """As runs record it: without a share of 1 and a seed of None, of which those from before these say nothing."""
         fields = dataclasses.asdict(self)
         if self.share == 1:
             del fields["share"]
+        if self.seed is None:
+            del fields["seed"]
         return fields
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from twinbert.training.tables import build, merged
 from twinbert.training.teacher import TeacherConfig
 
 FULL = "full"
+AGAIN = "@"  # between the name of a student and another seed that it is trained from
 Source = Literal["home_depot", "files", "synthetic"]
 
 
@@ -26,7 +28,7 @@ class Recipe:
     """What is trained on what.
 
     Raises:
-        UsageError: the sample is no share, or there is no teacher.
+        UsageError: the sample is no share, the seed is negative, or there is no teacher.
     """
 
     source: Source
@@ -53,6 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.sample <= 1:
             raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
+        if self.seed < 0:
+            raise UsageError(f"recipe: seed is {self.seed}; it must be at least 0")
         if self.teachers < 1:
             raise UsageError(f"recipe: teachers is {self.teachers}; it must be at least 1")
         for name in self.twins:
@@ -71,6 +75,24 @@ class Inputs:
     test: Path | None = None
     queries: Path | None = None
     documents: Path | None = None
+
+
+def with_seeds(recipe: Recipe, names: Collection[str]) -> Recipe:
+    """The recipe with those students too that are named NAME@SEED: its student NAME, trained from another seed.
+
+    Teacher, pairs and first stage stay those of the recipe, so such students say how much is chance in the student.
+
+    Raises:
+        UsageError: what follows the @ is no seed.
+    """
+    students = dict(recipe.students)
+    for name in names:
+        base, again, seed = name.partition(AGAIN)
+        if again and base in students:
+            if not seed.isdecimal():
+                raise UsageError(f"{name}: {seed!r} is no seed; give a number from 0, as in {base}{AGAIN}3")
+            students[name] = dataclasses.replace(students[base], seed=int(seed))
+    return dataclasses.replace(recipe, students=students)
 
 
 def recipes() -> list[str]:

@@ -121,7 +121,7 @@ def train(
         dataset: dev is measured after each epoch and calibrates; nothing else of it is used but unlabelled texts.
         pairs: what its share is distilled from, scored by the teacher where a loss needs it.
         output: folder: `distil` is the run, `bundle` is the result; one that is there is loaded.
-        seed: of everything random.
+        seed: of everything random, but for what has a seed of `config`.
         common: folder of what students share: `spaces` are runs of first stages, `vectors` those that they learn; by
             default `output`.
         report: what is told.
@@ -135,13 +135,17 @@ def train(
     accelerator = new_accelerator()
     main = accelerator.is_main_process
     pairs = part(pairs, config.share)
-    described = {"student": config.described(), "seed": seed}
+    own = seed if config.seed is None else config.seed
+    described = {"student": config.described(), "seed": own}
     described |= {"pairs": pairs.digest(), "dev": digest_of(dataset.dev)}
     run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():
-        torch.manual_seed(seed)
+        drawn = (
+            own if config.space is None else seed
+        )  # a first stage is one for all seeds of a student: so is its start
+        torch.manual_seed(drawn)
         with accelerator.main_process_first():
-            twin, tokenizer = build(config, output, pairs, seed, writes=main)
+            twin, tokenizer = build(config, output, pairs, drawn, writes=main)
         student = Student(twin.to(accelerator.device), tokenizer)
         pairs = _readable_pairs(student, pairs, report)
         if config.space is not None:
@@ -163,7 +167,7 @@ def train(
             documents=config.documents,
             group=config.group,
             together=config.together,
-            seed=seed,
+            seed=own,
         )
         task = Task(
             name=f"{output.name} distil",
@@ -172,7 +176,7 @@ def train(
             collate=blocks.collate,
             validate=lambda: _measure(student, dataset.dev),
         )
-        fit(task, config.distil, run=run, seed=seed, report=report, accelerator=accelerator)
+        fit(task, config.distil, run=run, seed=own, report=report, accelerator=accelerator)
         if main:
             _export(student, dataset.dev, output / "bundle", run, report)
             run.drop_checkpoint()

@@ -6,7 +6,7 @@
     RUN/baselines/c-dssm            C-DSSM on the students' pairs and losses
     RUN/baselines/cross-encoder-3   the first three layers of the teacher's checkpoint, trained as the teacher is
 
-Runs of several seeds share rows.
+Runs of several seeds share rows, and so do the students NAME, NAME@SEED … of one run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from twinbert.training.dssm import DssmConfig
 from twinbert.training.ensemble import CROSS_ENCODERS, WORDS, Ensemble, Voice
 from twinbert.training.evaluation import Scorer, System
 from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters, without_letters
-from twinbert.training.recipe import Recipe
+from twinbert.training.recipe import AGAIN, Recipe
 from twinbert.training.report import Report
 from twinbert.training.runs import locked
 from twinbert.training.student import Student
@@ -171,7 +171,7 @@ def _trained(run: Path) -> Iterator[System]:
         yield System(name=SHALLOW, score=_probabilities(_load(followed, folder).score))
     yield from _voices(teaching.load_teacher(followed, run))
     for name, folder in bundles_of(run).items():
-        yield from of_bundle(name, folder)
+        yield from of_bundle(name.partition(AGAIN)[0], folder)
 
 
 def _voices(scorer: Ensemble) -> Iterator[System]:
