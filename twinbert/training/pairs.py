@@ -141,6 +141,7 @@ def score(
     *,
     order: Callable[[str, str], Any] = lambda query, document: len(query) + len(document),
     accelerator: accelerate.Accelerator | None = None,
+    stage: str = "pairs",
 ) -> Pairs:
     """The pairs with the teacher's logits: from the cache, and what is not there scored in `order` and added to it.
 
@@ -161,7 +162,7 @@ def score(
         for rows, logits in zip(shared, chain.from_iterable(said), strict=True):
             cache.add([keys[row] for row in rows], logits)
             done += len(rows)
-        report.progress("pairs", done, len(missing), unit="pairs")
+        report.progress(stage, done, len(missing), unit="pairs")
     teacher_P = np.array([cache[key] for key in keys], dtype=np.float32)
     return replace(pairs, teacher_P=teacher_P)
 

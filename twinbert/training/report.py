@@ -40,12 +40,14 @@ class _Clock:
     def __init__(self) -> None:
         self._stage = ""
         self._began = (0.0, 0)
+        self._done = 0
 
     def read(self, stage: str, done: int, total: int) -> tuple[float, float | None]:
         """Things a second since the stage was first heard of, and seconds left at that rate."""
         now = time.monotonic()
-        if stage != self._stage or done < self._began[1]:
+        if stage != self._stage or done < self._done:
             self._stage, self._began = stage, (now, done)
+        self._done = done
         began, before = self._began
         rate = (done - before) / (now - began) if now > began else 0.0
         return rate, (total - done) / rate if rate else None

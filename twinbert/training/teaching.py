@@ -103,9 +103,11 @@ def score_pairs(recipe: Recipe, dataset: Dataset, scorer: Ensemble, scores: Path
     # Opening a cache drops what seems to be cut short, and another command may be writing just that.
     with locked(scores, report, writes=main):
         accelerator.wait_for_everyone()  # or some would look before this command's turn has come
-        for voice in scorer.voices.values():
+        for name, voice in scorer.voices.items():
             asked = functools.partial(voice.score, precision=precision)
             with ScoreCache(scores, voice.cache_name(precision), writes=main) as cache:
-                scored = pairs_.score(chosen, asked, cache, report, order=voice.order, accelerator=accelerator)
+                scored = pairs_.score(
+                    chosen, asked, cache, report, order=voice.order, accelerator=accelerator, stage=f"pairs: {name}"
+                )
             said.append(scored.teacher_P)
     return dataclasses.replace(chosen, teacher_P=scorer.combine(said))
