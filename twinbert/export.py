@@ -67,7 +67,7 @@ def export(
     calibration = calibration or {}
     if surplus := sorted(calibration.keys() - set(twin.config.crossings)):
         raise UsageError(f"calibration: names {surplus[0]}; the model has {', '.join(twin.config.crossings)}")
-    _check_tokenizer(twin, tokenizer)
+    check_tokenizer(twin, tokenizer)
     twin = copy.deepcopy(twin).cpu().eval()
     for kind, fitted in calibration.items():
         twin.crossing(kind).calibrate(fitted)
@@ -107,7 +107,13 @@ def building(output: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _check_tokenizer(twin: TwinBert, path: Path) -> None:
+def check_tokenizer(twin: TwinBert, path: Path) -> None:
+    """Refuses a tokenizer that towers cannot read with.
+
+    Raises:
+        ExportError: it is of the other kind, has more ids than there are embeddings, or lacks [CLS] for cls pooling.
+        BundleError: it cannot be read.
+    """
     config = twin.config
     tokenizer = open_tokenizer_file(path, max_tokens=min(config.query_max_tokens, config.document_max_tokens))
     wanted = "trigrams" if tokenizer.kind == TriLetter.kind else "tokens"

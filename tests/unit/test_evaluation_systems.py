@@ -94,6 +94,32 @@ def test_a_student_again_from_another_seed_shares_a_row(run: Path, followed: rec
     assert first == second
 
 
+def test_a_baseline_that_is_being_trained_has_no_row(
+    run: Path, dataset: Dataset, followed: recipe.Recipe, tmp_path: Path
+) -> None:
+    """Others can be measured meanwhile, or when it was killed."""
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    (own / "baselines" / "c-dssm").mkdir(parents=True)
+    (own / "baselines" / "c-dssm" / "tokenizer.json").write_text("{}")
+    assert names(list(systems.systems(dataset, followed, [own]))) == names(
+        list(systems.systems(dataset, followed, [run]))
+    )
+
+
+def test_a_voice_is_heard_once_and_keeps_its_time(run: Path, dataset: Dataset, followed: recipe.Recipe) -> None:
+    """The teacher asks its voices first; their rows say what that took, not what looking it up took."""
+    rows = {row.name: row for row in systems.systems(dataset, followed, [run])}
+    pairs = dataset.test.texts()
+    rows["teacher"].score(pairs)
+    spent = rows["teacher's cross-encoders"].spent
+    assert spent is not None
+    before = spent()
+    assert before > 0
+    rows["teacher's cross-encoders"].score(list(pairs))
+    assert spent() == before
+
+
 def test_without_runs_there_are_baselines(dataset: Dataset, followed: recipe.Recipe) -> None:
     """A table can be made before anything is trained."""
     assert names(list(systems.systems(dataset, followed, []))) == ["random", "BM25"]
@@ -186,6 +212,7 @@ def test_a_text_that_c_dssm_cannot_read_stops_it_alone(
         ("teacher/model", "teacher: has no trained teacher yet; make it with"),
         ("lexical", "lexical: has no trained lexical network yet"),
         ("blend", "blend: the voices of the teacher were not weighed yet"),
+        ("students/wordpiece/bundle", "students/wordpiece: the twin that teaches is not trained yet; make it with"),
     ],
 )
 def test_a_missing_teacher_is_found_before_baselines_are_trained(
@@ -194,6 +221,14 @@ def test_a_missing_teacher_is_found_before_baselines_are_trained(
     """Neither baseline is begun where a part of the run's teacher is not there."""
     own = tmp_path / "own"
     shutil.copytree(run, own)
+    configuration = json.loads((own / "configuration.json").read_text())
+    if part.startswith("students"):
+        configuration["recipe"]["twins"] = ["wordpiece"]
+        followed = json.loads((own / "students" / "wordpiece" / "configuration.json").read_text())
+        followed["student"]["losses"] |= dict.fromkeys(followed["student"]["losses"], 0) | {"graded_cross_entropy": 1}
+        followed["student"]["losses"]["temperature"] = 1
+        (own / "students" / "wordpiece" / "configuration.json").write_text(json.dumps(followed))
+    (own / "configuration.json").write_text(json.dumps(configuration))
     shutil.rmtree(own / part)
     with pytest.raises(UsageError, match=f"{own}/{complaint}"):
         systems.train_baselines(own, dataset, Silent())

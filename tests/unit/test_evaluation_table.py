@@ -149,6 +149,9 @@ def test_bm25_gives_nothing_for_stop_words_and_refuses_unknown_documents() -> No
     assert bm25.score([("the", "red shoes"), ("shoes", "blue socks")]).tolist() == [0, 0]
     with pytest.raises(UsageError, match="its collection lacks the document 'green hats'"):
         bm25.score([("hats", "green hats")])
+    wordless = Bm25(["a", "–"])
+    assert wordless.score([("shoes", "a")]).tolist() == [0]
+    assert sorted(wordless.retrieve(["shoes"], ["a", "–"], 5)[0]) == ["a", "–"]
 
 
 def test_a_bundle_scores_and_retrieves_as_its_model(tiny_bundle: Path, tiny_twin: TwinBert) -> None:

@@ -40,7 +40,7 @@ from twinbert.training.report import Silent
 def claim(run: Path, inputs: Inputs, only: tuple[str, ...] = ()) -> None:
     """Does of `follow.run` what comes before training."""
     dataset = follow.read(FILES, inputs)
-    with claims.claimed(claims.claim_of(FILES, dataset, inputs), only, run, Silent(), writes=True):
+    with claims.claimed(claims.claim_of(FILES, dataset, inputs), only, (), run, Silent(), writes=True):
         pass
 
 
@@ -106,6 +106,24 @@ class Told(Silent):
     def event(self, name: str, text: str, **fields: object) -> None:
         if name == "waiting":
             raise Waited(fields["folder"])
+
+
+@pytest.mark.parametrize("chosen", [["triletter"], ["wordpiece", "triletter"]])
+def test_a_twin_that_teaches_is_waited_for(chosen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another command trains it a command waits, asked for it or not, and holds it only while it trains it."""
+    run, inputs = tmp_path / "run", Inputs(train=graded(tmp_path / "pairs.tsv"))
+    grades = {"soft_cross_entropy": 0, "margin_mse": 0, "listwise_kl": 0, "in_batch_softmax": 0}
+    changes = {"source": "files", "twins": ["wordpiece"], "students": {"wordpiece": {"losses": grades}}}
+    monkeypatch.setattr(teaching, "train_cross_encoders", lambda *_: None)
+    taught, folder = recipe.load("tiny", changes=changes), run / "students" / "wordpiece"
+    claim = claims.claim_of(taught, follow.read(taught, inputs), inputs)
+    with (
+        claims.claimed(claim, ["wordpiece"], taught.twins, run, Silent(), writes=True),
+        runs.locked(folder, Silent()),
+        pytest.raises(Waited, match=str(folder)),
+    ):
+        follow.run(taught, inputs, run, students=chosen, report=Told())
+    assert not (folder / "distil").exists()
 
 
 def test_what_students_share_is_made_by_one_process(tmp_path: Path) -> None:

@@ -82,8 +82,10 @@ def test_half_a_character_is_named(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    """Missing, of unknown format, not JSON, not UTF-8, damaged Parquet: a UsageError with the path."""
-    for name, content in {"a.tsv": None, "b.csv": b"", "c.jsonl": b"{", "d.tsv": b"\xff", "e.parquet": b"PAR1"}.items():
+    """Missing, of unknown format, not JSON, not UTF-8, damaged Parquet or gzip: a UsageError with the path."""
+    contents = {"a.tsv": None, "b.csv": b"", "c.jsonl": b"{", "d.tsv": b"\xff", "e.parquet": b"PAR1"}
+    contents["f.tsv.gz"] = gzip.compress(b"")[:10] + b"\xff" * 9  # a header, and what is no deflate stream
+    for name, content in contents.items():
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
@@ -176,7 +178,16 @@ def test_the_home_depot_zip(tmp_path: Path) -> None:
     assert Pair("bolt 2", "bolt, ½ in. 2", 1.0) in pairs
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("test.csv", "")
-    for other in ("other.zip", "none.zip"):
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"PK\x01\x02") + 16] ^= 1  # of the sum of what is in it
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as archive:
+        archive.writestr("train.csv", f"{lines[0]}\n1,1,{'x' * 200_000},bolt,2")
+    locked = bytearray(path.read_bytes())
+    locked[6] |= 1
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1  # both say that a password is needed
+    (tmp_path / "locked.zip").write_bytes(locked)
+    for other in ("other.zip", "none.zip", "damaged.zip", "long.zip", "locked.zip"):
         with pytest.raises(UsageError, match=str(tmp_path / other)):
             read_home_depot(tmp_path / other)
 

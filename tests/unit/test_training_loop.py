@@ -178,6 +178,14 @@ def test_bf16_is_the_default_also_under_accelerate_launch(
     assert new_accelerator().mixed_precision == precision
 
 
+@pytest.mark.usefixtures("fresh_process")
+def test_a_precision_that_training_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scaling of losses is in no checkpoint, so a run that was killed would go on otherwise."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UsageError, match="accelerate launch --mixed_precision fp16: training is in float32 or bf16"):
+        new_accelerator()
+
+
 @pytest.mark.parametrize(
     ("changed", "was"), [({"processes": 3}, "3 processes in float32"), ({"precision": "fp16"}, "1 process in fp16")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,12 @@ def test_a_query_meets_judged_near_and_random_documents() -> None:
     near = choose(DATASET, PairsConfig(bm25=3, random=0), seed=1)
     assert all(set(q.split()) & set(d.split()) for q, d in near.texts() if (q, d) not in grades)
     assert (np.diff(pairs.query_P) >= 0).all()
+
+
+def test_documents_without_a_word_are_nobodys_neighbours() -> None:
+    """BM25 counts words of two letters; where no document has one, it finds nothing, and says nothing of it."""
+    train = Split("train", [Pair("red bolt", "a", 1.0), Pair("b", "–", 0.0)])
+    assert len(choose(dataclasses.replace(DATASET, train=train), PairsConfig(bm25=3, random=0), seed=1)) == 2
 
 
 def test_held_out_queries_are_never_asked_about() -> None:
@@ -115,21 +122,25 @@ def test_processes_share_what_the_teacher_is_asked(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "both" / "a.scores").read_bytes() == (tmp_path / "alone" / "a.scores").read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "head"])
+@pytest.mark.parametrize("damage", ["cut", "cut between", "flip", "head"])
 def test_a_damaged_cache_keeps_what_is_whole(damage: str, tmp_path: Path) -> None:
-    """A record that a kill has cut short, or a flipped byte, ends the cache there; what was before it is kept."""
+    """Where a kill has cut it short, also between two records, or a byte is flipped, the cache ends with the append
+    before: what is scored again has the company that it had.
+    """
     keys = [pair_key("query", str(n)) for n in range(10)]
     with ScoreCache(tmp_path, "a") as cache:
-        cache.add(keys, np.arange(10, dtype=np.float32))
+        for first, last in ((0, 4), (4, 9), (9, 10)):
+            cache.add(keys[first:last], np.arange(first, last, dtype=np.float32))
         path = cache.path
     content = bytearray(path.read_bytes())
     record = 24
-    if damage == "cut":
-        del content[-5:]
+    cuts = {"cut": 5, "cut between": 2 * record}
+    if damage in cuts:
+        del content[-cuts[damage] :]
     else:
         content[-3 * record if damage == "flip" else 3] ^= 1
     path.write_bytes(content)
-    kept = {"cut": 9, "flip": 7, "head": 0}[damage]
+    kept = {"cut": 9, "cut between": 4, "flip": 4, "head": 0}[damage]
     with ScoreCache(tmp_path, "a") as cache:
         assert len(cache) == kept
         assert [cache[key] for key in keys[:kept]] == list(range(kept))

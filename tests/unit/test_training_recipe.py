@@ -98,6 +98,10 @@ def test_a_student_is_named_again_from_another_seed() -> None:
     assert again.students[f"{name}@3"].described() == pairs.students[name].described() | {"seed": 3}
     with pytest.raises(UsageError, match=f"{name}@x: 'x' is no seed; give a number from 0, as in {name}@3"):
         recipe.with_seeds(pairs, [f"{name}@x"])
+    with pytest.raises(UsageError, match="'03' is no seed"):
+        recipe.with_seeds(pairs, [f"{name}@03"])
+    with pytest.raises(UsageError, match=f"is {name} itself, whose seed is {pairs.seed}; give another"):
+        recipe.with_seeds(pairs, [f"{name}@{pairs.seed}"])
 
 
 @pytest.mark.parametrize(
@@ -107,10 +111,13 @@ def test_a_student_is_named_again_from_another_seed() -> None:
         ('source = "files"', "students is missing"),
         ('source = "files"\nsample = 0\n[students.a]', "sample is 0.0; it must be above 0"),
         ('source = "files"\n[students]', "has no student"),
+        ('source = "files"\n[students."a/b"]', "'a/b' is no name for a student; use letters"),
+        ('source = "files"\n[students."a@3"]', "the student 'a@3' has a name for another seed; rename it"),
+        ('source = "files"\ntwins = ["words"]\n[students.words]', "'words' has the name of another voice"),
         ('source = "files"\nsed = 1\n[students.a]', "sed is unknown; there are source, seed"),
         ('source = "files"\nseed = "x"\n[students.a]', "seed is 'x', which is no int"),
-        ('source = "files"\nseed = -1\n[students.a]', "recipe: seed is -1; it must be at least 0"),
-        ('source = "files"\n[students.a]\nseed = -1', "student: seed is -1; it must be at least 0"),
+        ('source = "files"\nseed = -1\n[students.a]', "recipe: seed is -1; it must be from 0 to 4294967295"),
+        ('source = "files"\n[students.a]\nseed = -1', "student: seed is -1; it must be from 0 to 4294967295"),
         ('source = "files"\n[students.a]\nshared = 1', "students.a: shared is 1, which is no bool"),
         ('source = "files"\n[students.a]\nshare = 0', "share is 0.0; it must be above 0"),
         ('source = "files"\n[students.a.distil]\nepochs = 0', "epochs is 0"),
@@ -227,7 +234,7 @@ def test_a_student_without_a_projection_is_read_back(tmp_path: Path) -> None:
     dataset = synthetic.dataset()
     twin, _ = initial.build(plain.students["triletter"], tmp_path, judged(dataset), seed=0)
     assert (twin.config.document.projection, twin.config.document.dimension) == (None, 32)
-    with claimed(claim_of(plain, dataset, Inputs()), ["triletter"], tmp_path / "run", Silent(), writes=True):
+    with claimed(claim_of(plain, dataset, Inputs()), ["triletter"], (), tmp_path / "run", Silent(), writes=True):
         assert follow.recipe_of(tmp_path / "run").students["triletter"] == plain.students["triletter"]
 
 

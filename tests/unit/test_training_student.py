@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 
-from twinbert.errors import BundleError, UnsupportedError, UsageError
+from twinbert.errors import BundleError, ExportError, UnsupportedError, UsageError
 from twinbert.tokenizer import TokenBatch, open_tokenizer_file
 from twinbert.training import embedding, initial, losses, readable, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
@@ -244,6 +245,27 @@ def test_a_teacher_may_be_of_another_architecture(checkpoint: Path, tmp_path: Pa
     np.testing.assert_array_equal(trained.score(pairs), loaded.score(pairs))
     assert trained.digest == loaded.digest
     assert trained.digest != teacher.load(tmp_path / "run" / "model", max_tokens=20).digest
+    assert len(teacher.load(tmp_path / "run" / "model", max_tokens=510).score([("bada", "fimo " * 600)])) == 1
+    with pytest.raises(UsageError, match="reads 510 tokens, max_tokens is 511"):  # it counts from 2, and has 512
+        teacher.open_checkpoint(tmp_path / "run" / "model", max_tokens=511)
+
+
+def test_a_checkpoint_is_what_it_holds_wherever_it_lies(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on with its checkpoint by another path, and not with another one by the same."""
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint, moved)
+    monkeypatch.chdir(tmp_path)
+    assert teacher.identity("moved") == teacher.identity(str(checkpoint)) == teacher.identity(str(moved))
+    (moved / "1_Pooling").mkdir()
+    (moved / "1_Pooling" / "config.json").write_text("{}")
+    (moved / "training.log").write_text("what nobody reads")
+    pooled = teacher.identity("moved")
+    assert pooled != teacher.identity(str(checkpoint))
+    (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text() + "\n")
+    assert teacher.identity("moved") not in (pooled, teacher.identity(str(checkpoint)))
+    assert teacher.identity("all-minilm-l6-v2") == "all-minilm-l6-v2"
 
 
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -299,6 +321,17 @@ def test_a_teacher_that_would_start_from_chance_is_refused(checkpoint: Path, tmp
             (unpadded / name).write_text(json.dumps(stated))
     with pytest.raises(UnsupportedError, match="its tokenizer has no padding token"):
         teacher.open_checkpoint(unpadded, max_tokens=24)
+
+
+def test_a_tokenizer_of_more_ids_than_embeddings_is_found_before_training(checkpoint: Path, tmp_path: Path) -> None:
+    """The export would refuse it, after hours."""
+    path = tmp_path / "wide"
+    shutil.copytree(checkpoint, path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.add_tokens(["more", "words"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    with pytest.raises(ExportError, match="has 67 ids, a tower 65 word embeddings"):
+        initial.check(config_of(path), DATASET, judged(DATASET))
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def baselines(
     from twinbert.training.report import reporting
     from twinbert.training.systems import train_baselines
 
-    new_accelerator(precision)
+    main = new_accelerator(precision).is_main_process
     dataset = read_kept(run, inputs)
-    with reporting() as report:
+    with reporting(speaks=main) as report:
         train_baselines(run, dataset, report)
 
 

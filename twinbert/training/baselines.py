@@ -46,8 +46,10 @@ class Bm25:
     def __init__(self, documents: Sequence[str]) -> None:
         self._documents = list(dict.fromkeys(documents))
         self._number = {document: number for number, document in enumerate(self._documents)}
-        self._index = bm25s.BM25()
-        self._index.index(_words(self._documents), show_progress=False)
+        words = _words(self._documents)
+        self._index = bm25s.BM25() if any(words) else None  # which cannot be of no word
+        if self._index is not None:
+            self._index.index(words, show_progress=False)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Floats:
         """Scores [N], from 0 up: no probabilities.
@@ -77,7 +79,7 @@ class Bm25:
     def _all(self, query: str) -> Floats:
         """Scores [N] of the whole collection."""
         (words,) = _words([query])
-        if not words:  # nothing but stop words
+        if not words or self._index is None:
             return np.zeros(len(self._documents), np.float32)
         scores_N: Floats = self._index.get_scores(words)
         return scores_N

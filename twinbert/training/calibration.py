@@ -85,7 +85,7 @@ def blend(logits_NK: Floats, grades_N: Doubles) -> Blend:
     Raises:
         UsageError: the first model's logits are all equal, or any are not finite.
     """
-    telling = [0, *(k for k in range(1, logits_NK.shape[1]) if logits_NK[:, k].std() != 0)]  # one that is flat gets 0
+    telling = [0, *(k for k in range(1, logits_NK.shape[1]) if np.ptp(logits_NK[:, k]) != 0)]  # one that is flat gets 0
     slopes, bias = _fit(logits_NK[:, telling], grades_N, [_FLATTEST] + [0.0] * (len(telling) - 1))
     weights = dict(zip(telling, slopes, strict=True))
     return Blend(tuple(weights.get(k, 0.0) for k in range(logits_NK.shape[1])), bias)
@@ -96,7 +96,7 @@ def _fit(logits_NK: Floats, grades_N: Doubles, least: list[float]) -> tuple[list
     from scipy.optimize import minimize
 
     x_NK = logits_NK.astype(np.float64)
-    if not np.isfinite(x_NK).all() or (x_NK.std(0) == 0).any():
+    if not np.isfinite(x_NK).all() or (np.ptp(x_NK, axis=0) == 0).any():
         raise UsageError("calibration: the logits are all the same, or not finite; the model has learned nothing")
     centre_K, spread_K = x_NK.mean(0), x_NK.std(0)
     z_NK = (x_NK - centre_K) / spread_K  # standardised, so that one starting point suits every model

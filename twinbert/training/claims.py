@@ -60,8 +60,12 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
 
 
 @contextmanager
-def claimed(claim: Claim, chosen: Collection[str], output: Path, report: Report, *, writes: bool) -> Iterator[None]:
+def claimed(
+    claim: Claim, chosen: Collection[str], twins: Collection[str], output: Path, report: Report, *, writes: bool
+) -> Iterator[None]:
     """Claims a run's folder and those of the students chosen, and holds these against other processes.
+
+    Folders of twins, which other commands need too, are not held: whoever trains one does that.
 
     Raises:
         UsageError: they hold something else, or another process trains one of the students.
@@ -72,7 +76,10 @@ def claimed(claim: Claim, chosen: Collection[str], output: Path, report: Report,
     with ExitStack() as stack:
         for name in chosen:
             folder = output / "students" / name
-            stack.enter_context(claimed_student(claim.students[name], folder, report, wait=False, writes=writes))
+            if name in twins:
+                Run(folder, {"student": claim.students[name]}, writes=writes)
+            else:
+                stack.enter_context(claimed_student(claim.students[name], folder, report, wait=False, writes=writes))
         yield
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -266,7 +267,8 @@ def read_home_depot(path: Path) -> Dataset:
             return split_by_query(pairs, verbatim=True)  # as others who measure on this data split it
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; give the path of the competition's train.csv.zip") from None
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    # What zipfile and csv make of damage, of a password and of a method of compression that they have not.
+    except (OSError, KeyError, EOFError, RuntimeError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: is not the competition's train.csv.zip ({error})") from error
 
 

@@ -16,6 +16,8 @@ from accelerate.state import is_initialized
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from twinbert.errors import UsageError
+
 Precision = Literal["float32", "bf16"]
 
 _MIXED = {"float32": "no", "bf16": "bf16"}  # in accelerate's words
@@ -27,6 +29,9 @@ def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerato
     Args:
         precision: of a process's first call, and so of all that it trains. None: what `accelerate launch` was told,
             else bf16 where the processor multiplies it. Its `no` counts as nothing: it says so unasked too.
+
+    Raises:
+        UsageError: it was told a precision that training has not.
     """
     # cuBLAS reads it once, before its first product, and repeats its sums to the bit only with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -35,6 +40,11 @@ def new_accelerator(precision: Precision | None = None) -> accelerate.Accelerato
     mixed = None if precision is None else _MIXED[precision]
     if mixed is None and not is_initialized():
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched not in _MIXED.values():
+            raise UsageError(
+                f"accelerate launch --mixed_precision {launched}: training is in float32 or bf16; leave the option "
+                "out, or give --precision"
+            )
         mixed = launched if launched != "no" else "bf16" if multiplies_bf16() else "no"
     return accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[patience])
 

@@ -47,6 +47,7 @@ from twinbert.training.schedule import Schedule
 from twinbert.training.student import Student
 from twinbert.training.teacher import digest_of
 
+WEIGHTS = "weights.safetensors"
 WINDOW = 3  # words
 _SHAPE = ("convolution", "dimension", "letters", "shared", "query_max_tokens", "document_max_tokens")
 _INITIAL = 0.1  # of the tri-letters' vectors: about 20 of them add up to what tanh bends, not flattens
@@ -172,7 +173,7 @@ def train(
     accelerator = new_accelerator()
     described = {"dssm": dataclasses.asdict(config), "seed": seed, "pairs": pairs.digest()}
     run = Run(output / "distil", {**described, "dev": digest_of(dataset.dev)}, writes=accelerator.is_main_process)
-    if (output / "weights.safetensors").exists():
+    if (output / WEIGHTS).exists():
         return load(output)
     if accelerator.is_main_process:
         save_triletter(output / "tokenizer.json", letters=config.letters)
@@ -216,7 +217,7 @@ def load(path: Path) -> Student:
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path}: holds no trained C-DSSM ({error}); train one") from error
     student = _student(config, path)
-    load_weights(student.twin, path / "weights.safetensors")
+    load_weights(student.twin, path / WEIGHTS)
     student.twin.to("cuda" if torch.cuda.is_available() else "cpu")
     return student
 
@@ -232,7 +233,7 @@ def _save(config: DssmConfig, twin: TwinBert, folder: Path) -> None:
     replace_text(folder / "dssm.json", json.dumps(shape, indent=2) + "\n")
     building = folder / "weights.building"
     save_weights(twin, building)
-    building.rename(folder / "weights.safetensors")
+    building.rename(folder / WEIGHTS)
 
 
 def _measure(student: Student, dev: Split) -> dict[str, float]:

@@ -32,6 +32,7 @@ from twinbert.training.distillation import embed
 from twinbert.training.loop import windows
 from twinbert.training.report import Report
 from twinbert.training.schedule import Schedule
+from twinbert.training.teacher import identity
 from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]
@@ -137,7 +138,7 @@ def bi_encoder_vectors(
         UsageError: the teacher cannot be used.
     """
     imported = import_twin(teacher)
-    name = hashlib.sha256(f"{imported.source['weights_sha256']}{digest_of_texts(texts)}".encode()).hexdigest()
+    name = hashlib.sha256(f"{identity(teacher)}{digest_of_texts(texts)}".encode()).hexdigest()
     path = directory / f"{cache_name(name[:32], precision)}.f32"
     width = imported.twin.config.document.dimension
     if writes:

@@ -32,6 +32,7 @@ from twinbert.training.teacher import Floats, Teacher, TextPair, digest_of, watc
 
 CROSS_ENCODERS = "cross-encoders"
 WORDS = "words"
+REMEDY = "make it with `twinbert train teacher`"
 
 _FILE = "weights.json"
 
@@ -87,7 +88,7 @@ class TwinVoice:
 
     def __init__(self, path: Path) -> None:
         self._student = student.load(path)
-        self.digest = Bundle.open(path).fingerprint
+        self.digest = Bundle.open(path).model
 
     def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """See `Voice`."""
@@ -166,11 +167,10 @@ def load(voices: Mapping[str, Voice], folder: Path) -> Ensemble:
     """
     if len(voices) == 1:
         return Ensemble(voices)
-    remedy = "make it with `twinbert train teacher`"
     if not (folder / _FILE).exists():
-        raise UsageError(f"{folder}: the voices of the teacher were not weighed yet; {remedy}")
+        raise UsageError(f"{folder}: the voices of the teacher were not weighed yet; {REMEDY}")
     try:
         kept = json.loads((folder / _FILE).read_bytes())
         return Ensemble(voices, Blend(tuple(kept["weights"]), kept["bias"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / _FILE}: is damaged ({error}); remove {folder}, and {remedy}") from error
+        raise UsageError(f"{folder / _FILE}: is damaged ({error}); remove {folder}, and {REMEDY}") from error

@@ -27,7 +27,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from twinbert.errors import BundleError, UnsupportedError, UsageError
+from twinbert.errors import BundleError, ExportError, UnsupportedError, UsageError
 from twinbert.training import initial, student, synthetic, teacher, teaching
 from twinbert.training import pairs as pairs_
 from twinbert.training.claims import Claim, claim_of, claimed, claimed_student, require_data
@@ -65,9 +65,10 @@ def run(
 
     Raises:
         UsageError: the data, a student or a checkpoint cannot be used, which is found out before anything is trained;
-            `output` holds another run; or another process trains one of the students.
+            `output` holds another run; or another process trains one of the students, but for twins that teach.
         BundleError: a file of a checkpoint is damaged.
         UnsupportedError: a checkpoint is of another architecture.
+        ExportError: a tokenizer is not that of its checkpoint's weights.
     """
     report = report or Silent()
     recipe = with_seeds(recipe, students or ())
@@ -76,7 +77,7 @@ def run(
     main = accelerator.is_main_process
     dataset = _read_pairs(recipe, inputs)
     claim = claim_of(recipe, dataset, inputs)
-    with claimed(claim, chosen, output, report, writes=main):
+    with claimed(claim, chosen, recipe.twins, output, report, writes=main):
         with locked(output, report, writes=main), accelerator.main_process_first():
             dataset = _with_texts(dataset, recipe, inputs, output / "texts", writes=main)
             recipe = _with_checkpoint(recipe, output, writes=main)
@@ -95,8 +96,12 @@ def _follow(
     def learn(name: str, pairs: Pairs) -> None:
         folder = output / "students" / name
         config, seed = recipe.students[name], recipe.seed
-        with timed(times, name, report, writes=main) as told:
-            student.train(config, dataset, pairs, output=folder, seed=seed, common=output, report=told)
+        # A twin is of all commands that need the teacher: each of them waits for it, and none longer than it takes.
+        shared = claimed_student(claim.students[name], folder, report, wait=True, writes=main)
+        with shared if name in recipe.twins else nullcontext():
+            accelerator.wait_for_everyone()  # or some would begin it while another command ends it
+            with timed(times, name, report, writes=main) as told:
+                student.train(config, dataset, pairs, output=folder, seed=seed, common=output, report=told)
         bundles[name] = folder / "bundle"
 
     taught = [name for name in chosen if recipe.students[name].needs_teacher]
@@ -104,18 +109,13 @@ def _follow(
         with timed(times, "teacher", report, writes=main) as told:
             cross_encoders = teaching.train_cross_encoders(recipe, dataset, output, told)
         for name in recipe.twins:
-            folder, held = output / "students" / name, name in chosen  # by this command, which was asked for it too
-            with (
-                nullcontext() if held else claimed_student(claim.students[name], folder, report, wait=True, writes=main)
-            ):
-                accelerator.wait_for_everyone()  # or some would begin it while another command ends it
-                learn(name, judged())
+            learn(name, judged())
         with timed(times, "teacher", report, writes=main) as told:
             scorer = teaching.make_teacher(recipe, cross_encoders, dataset, output, told)
     if taught:
         with timed(times, "pairs", report, writes=main) as told:
             scored = teaching.score_pairs(recipe, dataset, scorer, output / "scores", told)
-        del scorer
+        del scorer, cross_encoders  # of all its memory, which students want
     for name in chosen:
         if name not in bundles:
             learn(name, scored if name in taught else judged())
@@ -228,7 +228,7 @@ def _check(recipe: Recipe, chosen: Collection[str], dataset: Dataset, output: Pa
             continue
         try:
             initial.check(config, dataset, known(config.needs_teacher))
-        except (UsageError, BundleError, UnsupportedError) as error:
+        except (UsageError, BundleError, UnsupportedError, ExportError) as error:
             raise type(error)(f"students.{name}: {error}") from error
     if taught or not chosen:
         teacher.locate(recipe.teacher.checkpoint)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from twinbert.errors import UsageError
+from twinbert.export import check_tokenizer
 from twinbert.importing import import_twin
 from twinbert.model.checkpoint import bert_config, load_bert
 from twinbert.model.config import CrossingKind, Pooling, ResidualConfig, TowerConfig, TwinConfig
@@ -29,6 +30,7 @@ from twinbert.training.readable import readable, require_letters
 from twinbert.training.schedule import Schedule
 from twinbert.training.teacher import locate
 
+SEEDS = 2**32  # of which the random numbers of a step leave room for the rest
 SAMPLE = 4096  # texts from whose vectors a projection starts, and pairs from whose targets crossings do
 
 
@@ -100,8 +102,8 @@ class StudentConfig:
             raise UsageError("student: documents, group and together must be at least 1")
         if not 0 < self.share <= 1:
             raise UsageError(f"student: share is {self.share}; it must be above 0 and at most 1")
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"student: seed is {self.seed}; it must be at least 0")
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
+            raise UsageError(f"student: seed is {self.seed}; it must be from 0 to {SEEDS - 1}")
         if self.layers and self.new is not None:
             raise UsageError("student: new towers have no checkpoint's layers; give either")
 
@@ -135,6 +137,7 @@ def check(config: StudentConfig, dataset: Dataset, pairs: Pairs) -> None:
             a text has no letter that tri-letters are made of; or its share has no pair.
         BundleError: a file of a checkpoint is damaged.
         UnsupportedError: it is another architecture.
+        ExportError: its tokenizer is not that of its weights.
     """
     if config.tokenizer == "triletter":
         require_letters(config.letters, dataset.graded_texts())
@@ -143,6 +146,7 @@ def check(config: StudentConfig, dataset: Dataset, pairs: Pairs) -> None:
     few = dataclasses.replace(pairs, queries=pairs.queries[:count], documents=pairs.documents[:count])
     with tempfile.TemporaryDirectory() as folder:
         twin, path = build(config, Path(folder), few, seed=0)
+        check_tokenizer(twin, path)
         tokenizer = open_tokenizer_file(path, max_tokens=config.document_max_tokens)
     if config.space is None:
         return

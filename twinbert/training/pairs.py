@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _RETRIEVED_AT_ONCE = 256  # queries
+_LAST = 0xFFFFFFFF  # what complements the crc32 of an append's last record
 _SCORED_AT_ONCE = 4096  # pairs between two appends to the cache: what a kill loses
 
 
@@ -177,8 +178,9 @@ class ScoreCache:
     """A teacher's scores on disk, by pair. A file of one teacher, only ever appended to.
 
     The file is a line that names the teacher, then records of 24 bytes: key, float32 score, crc32 of both, all
-    little-endian. What follows the first record that is cut short or damaged is dropped when the file is opened, so a
-    kill or a full disk costs the records of one append.
+    little-endian; the last record of an append has the complement of its crc32. When the file is opened, what follows
+    the last whole append is dropped, so a kill or a full disk costs one append, and what is scored again has the
+    company that it had.
 
     Args:
         directory: of the caches, one file a teacher.
@@ -193,7 +195,7 @@ class ScoreCache:
 
     def __init__(self, directory: Path, teacher: str, *, writes: bool = True) -> None:
         self.path = directory / f"{teacher}.scores"
-        head = f"twinbert teacher scores 1 {teacher}\n".encode()
+        head = f"twinbert teacher scores 2 {teacher}\n".encode()
         self._file: BinaryIO | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -211,17 +213,24 @@ class ScoreCache:
     def _read(self, content: bytes) -> dict[bytes, float]:
         records = np.frombuffer(content, self._RECORD, count=len(content) // self._RECORD.itemsize)
         scores: dict[bytes, float] = {}
+        appended: dict[bytes, float] = {}
         self._whole = 0
-        for record, score_, crc in zip(
-            (content[at : at + 20] for at in range(0, records.nbytes, self._RECORD.itemsize)),
-            records["score"].tolist(),
-            records["crc"].tolist(),
-            strict=True,
+        for number, (record, score_, crc) in enumerate(
+            zip(
+                (content[at : at + 20] for at in range(0, records.nbytes, self._RECORD.itemsize)),
+                records["score"].tolist(),
+                records["crc"].tolist(),
+                strict=True,
+            ),
+            start=1,
         ):
-            if zlib.crc32(record) != crc:
+            found = zlib.crc32(record)
+            if crc not in (found, found ^ _LAST):
                 break
-            scores[record[:16]] = score_
-            self._whole += 1
+            appended[record[:16]] = score_
+            if crc != found:
+                scores |= appended
+                appended, self._whole = {}, number
         return scores
 
     def __contains__(self, key: bytes) -> bool:
@@ -240,11 +249,15 @@ class ScoreCache:
             UsageError: the file cannot be written.
         """
         self._scores.update(zip(keys, scores_P.astype(np.float32).tolist(), strict=True))
-        if self._file is None:
+        if self._file is None or not keys:
             return
         packed = [key + value.tobytes() for key, value in zip(keys, scores_P.astype("<f4"), strict=True)]
+        sums = [zlib.crc32(record) for record in packed]
+        sums[-1] ^= _LAST
         try:
-            self._file.write(b"".join(record + zlib.crc32(record).to_bytes(4, "little") for record in packed))
+            self._file.write(
+                b"".join(record + sum_.to_bytes(4, "little") for record, sum_ in zip(packed, sums, strict=True))
+            )
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -281,8 +294,11 @@ def _neighbours(queries: Sequence[str], documents: Sequence[str], count: int) ->
     from scipy.sparse import csr_array
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it would set itself to debug
+    written = _words(documents)
+    if not any(written):  # of two letters, and what it cannot index
+        return
     index = bm25s.BM25()
-    index.index(_words(documents), show_progress=False)
+    index.index(written, show_progress=False)
     weights = index.scores
     shape = (len(weights["indptr"]) - 1, len(documents))
     weights_TM = csr_array((weights["data"], weights["indices"], weights["indptr"]), shape=shape)

@@ -131,9 +131,10 @@ def parity(
     by_torch = _embed(weights, runtime, queries, "query"), _embed(weights, runtime, documents, "document")
     by_onnx = runtime.encode(queries, "query"), runtime.encode(documents, "document")
     chains = {kind: _Chain(split) for kind in bundle.crossings}
+    taught_N = None if teacher is None else teacher(pairs)
     for kind, chain in chains.items():
-        if teacher is not None:
-            chain.add("teacher", "", teacher(pairs), exact=False)
+        if taught_N is not None:
+            chain.add("teacher", "", taught_N, exact=False)
         with torch.inference_mode():
             crossed = [torch.from_numpy(side) for side in (by_torch[0], by_torch[1][document_N], query_N)]
             torch_N = weights.crossing(cast(CrossingKind, kind))(*crossed).numpy()

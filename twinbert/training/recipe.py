@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 from twinbert.errors import UsageError
 from twinbert.training.data import Columns
-from twinbert.training.initial import StudentConfig
+from twinbert.training.ensemble import CROSS_ENCODERS, WORDS
+from twinbert.training.initial import SEEDS, StudentConfig
 from twinbert.training.lexical import LexicalConfig
 from twinbert.training.pairs import PairsConfig
 from twinbert.training.tables import build, merged
@@ -20,6 +22,7 @@ from twinbert.training.teacher import TeacherConfig
 
 FULL = "full"
 AGAIN = "@"  # between the name of a student and another seed that it is trained from
+_NAME = re.compile(rf"\w[\w.-]*({AGAIN}\d+)?")  # of a student, and so of a folder
 Source = Literal["home_depot", "files", "synthetic"]
 
 
@@ -28,7 +31,8 @@ class Recipe:
     """What is trained on what.
 
     Raises:
-        UsageError: the sample is no share, the seed is negative, or there is no teacher.
+        UsageError: the sample is no share, the seed is out of range, there is no teacher, a twin needs one, or a name
+            is none for a student.
     """
 
     source: Source
@@ -55,11 +59,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.sample <= 1:
             raise UsageError(f"recipe: sample is {self.sample}; it must be above 0 and at most 1")
-        if self.seed < 0:
-            raise UsageError(f"recipe: seed is {self.seed}; it must be at least 0")
+        if not 0 <= self.seed < SEEDS:
+            raise UsageError(f"recipe: seed is {self.seed}; it must be from 0 to {SEEDS - 1}")
         if self.teachers < 1:
             raise UsageError(f"recipe: teachers is {self.teachers}; it must be at least 1")
+        for name in self.students:
+            if not _NAME.fullmatch(name):
+                raise UsageError(f"recipe: {name!r} is no name for a student; use letters, digits, '-', '_' and '.'")
         for name in self.twins:
+            if name in (CROSS_ENCODERS, WORDS):
+                raise UsageError(f"recipe: the twin {name!r} has the name of another voice of the teacher; rename it")
             if name in self.students and self.students[name].needs_teacher:
                 raise UsageError(
                     f"recipe: the twin {name!r} cannot teach, it needs a teacher; set its losses to grades"
@@ -83,15 +92,18 @@ def with_seeds(recipe: Recipe, names: Collection[str]) -> Recipe:
     Teacher, pairs and first stage stay those of the recipe, so such students say how much is chance in the student.
 
     Raises:
-        UsageError: what follows the @ is no seed.
+        UsageError: what follows the @ is no seed, or that of the student itself.
     """
     students = dict(recipe.students)
     for name in names:
         base, again, seed = name.partition(AGAIN)
-        if again and base in students:
-            if not seed.isdecimal():
-                raise UsageError(f"{name}: {seed!r} is no seed; give a number from 0, as in {base}{AGAIN}3")
-            students[name] = dataclasses.replace(students[base], seed=int(seed))
+        if not again or base not in students:
+            continue
+        if not seed.isdecimal() or seed != str(int(seed)):
+            raise UsageError(f"{name}: {seed!r} is no seed; give a number from 0, as in {base}{AGAIN}3")
+        if int(seed) == (recipe.seed if students[base].seed is None else students[base].seed):
+            raise UsageError(f"{name}: is {base} itself, whose seed is {seed}; give another")
+        students[name] = dataclasses.replace(students[base], seed=int(seed))
     return dataclasses.replace(recipe, students=students)
 
 
@@ -128,6 +140,8 @@ def load(name: str, *, budget: str | None = FULL, changes: Mapping[str, Any] | N
     for override in (budgets.get(budget, {}), changes or {}):
         table = merged(table, override)
     recipe = build(Recipe, table, name)
+    if again := [name for name in recipe.students if AGAIN in name]:
+        raise UsageError(f"{name}: the student {again[0]!r} has a name for another seed; rename it")
     if not recipe.students:
         raise UsageError(f"{name}: the recipe has no student; give at least one table [students.NAME]")
     if missing := [twin for twin in recipe.twins if twin not in recipe.students]:

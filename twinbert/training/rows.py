@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -38,7 +39,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str,
             yield from (_tsv_rows if format_ == "tsv" else _jsonl_rows)(path, file, columns)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read to its end ({error})") from error
 
 

@@ -25,6 +25,7 @@ from twinbert.training.loop import Task, fit
 from twinbert.training.readable import readable
 from twinbert.training.report import Report
 from twinbert.training.runs import Run, locked
+from twinbert.training.teacher import identity
 from twinbert.training.texts import TextFile
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def learn_space(
         "tower": dataclasses.asdict(twin.config.document),
         "tokenizer": describe_file(student.tokenizer)["sha256"],
         "max_tokens": twin.config.document_max_tokens,
-        "space": dataclasses.asdict(config.space),
+        "space": dataclasses.asdict(config.space) | {"teacher": identity(config.space.teacher)},
         "together": config.together,
         "seed": seed,
         "texts": digest_of_texts(every_text()),
@@ -78,7 +79,7 @@ def learn_space(
     if config.shared:  # then the tower is the first that was drawn, where a document tower of its own is the second
         described["shared"] = True
     if config.new is None:
-        described["start"] = [config.checkpoint, config.layers, config.projection_start]
+        described["start"] = [identity(config.checkpoint), config.layers, config.projection_start]
     main = accelerator.is_main_process
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     run = Run(common / "spaces" / name, described, writes=main)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from twinbert.training.readable import readable_pairs
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run
 from twinbert.training.space import learn_space
-from twinbert.training.teacher import WATCHED, digest_of
+from twinbert.training.teacher import WATCHED, digest_of, identity
 
 Floats = npt.NDArray[np.float32]
 
@@ -136,7 +137,7 @@ def train(
     main = accelerator.is_main_process
     pairs = part(pairs, config.share)
     own = seed if config.seed is None else config.seed
-    described = {"student": config.described(), "seed": own}
+    described = {"student": _described(config), "seed": own}
     described |= {"pairs": pairs.digest(), "dev": digest_of(dataset.dev)}
     run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():
@@ -176,12 +177,23 @@ def train(
             collate=blocks.collate,
             validate=lambda: _measure(student, dataset.dev),
         )
-        fit(task, config.distil, run=run, seed=own, report=report, accelerator=accelerator)
+        # By an accelerator of its own: that of the first stage keeps the state of its optimiser.
+        fit(task, config.distil, run=run, seed=own, report=report)
         if main:
             _export(student, dataset.dev, output / "bundle", run, report)
             run.drop_checkpoint()
         accelerator.wait_for_everyone()
     return load(output / "bundle")
+
+
+def _described(config: StudentConfig) -> dict[str, Any]:
+    """What shapes a student, its checkpoints by what they are."""
+    described = config.described()
+    if config.new is None or config.tokenizer == "wordpiece":  # else nothing of it is in the student
+        described["checkpoint"] = identity(config.checkpoint)
+    if config.space is not None:
+        described["space"] |= {"teacher": identity(config.space.teacher)}
+    return described
 
 
 def _readable_pairs(student: Student, pairs: Pairs, report: Report) -> Pairs:

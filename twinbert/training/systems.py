@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,15 +22,16 @@ from pathlib import Path
 import torch
 
 from twinbert.bundle import Bundle
-from twinbert.errors import UsageError
+from twinbert.errors import UnsupportedError, UsageError
 from twinbert.importing import import_twin
 from twinbert.model.checkpoint import read_json
 from twinbert.runtime import Floats, Ints
 from twinbert.training import dssm, follow, synthetic, teacher, teaching
 from twinbert.training.baselines import Bm25, Embedded, Random, Twin, twins_of
 from twinbert.training.data import Dataset
+from twinbert.training.devices import new_accelerator
 from twinbert.training.dssm import DssmConfig
-from twinbert.training.ensemble import CROSS_ENCODERS, WORDS, Ensemble, Voice
+from twinbert.training.ensemble import CROSS_ENCODERS, WORDS, Ensemble
 from twinbert.training.evaluation import Scorer, System
 from twinbert.training.readable import letters_tokenizer, readable_pairs, require_letters, without_letters
 from twinbert.training.recipe import AGAIN, Recipe
@@ -59,11 +61,12 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
         UsageError: `run` is no run, or lacks its teacher; another process trains them; or, once the cross-encoder is
             there, a graded text has no letter that C-DSSM reads.
     """
-    followed = follow.recipe_of(run)
+    followed, accelerator = follow.recipe_of(run), new_accelerator()
     scorer = teaching.load_teacher(followed, run)  # or it would be missed only when the cross-encoder is there
-    with locked(run / "baselines", report, wait=False):
+    with locked(run / "baselines", report, wait=False, writes=accelerator.is_main_process):
+        accelerator.wait_for_everyone()  # or some would look for them before another process has made them
         _train_shallow(followed, run, dataset, report)
-        if not (run / "baselines" / "c-dssm" / "weights.safetensors").exists():
+        if not (run / "baselines" / "c-dssm" / dssm.WEIGHTS).exists():
             _train_dssm(
                 network or network_of(followed, dataset), scorer, followed, run=run, dataset=dataset, report=report
             )
@@ -72,7 +75,8 @@ def train_baselines(run: Path, dataset: Dataset, report: Report, *, network: Dss
 def _train_shallow(followed: Recipe, run: Path, dataset: Dataset, report: Report) -> None:
     folder = run / "baselines"
     checkpoint = teacher.locate(_own(followed.teacher.checkpoint, run))
-    shallow = first_layers(checkpoint, SHALLOW_LAYERS, folder / "checkpoint-3")
+    with new_accelerator().main_process_first():
+        shallow = first_layers(checkpoint, SHALLOW_LAYERS, folder / "checkpoint-3")
     config = dataclasses.replace(followed.teacher, checkpoint=str(shallow))
     output = folder / "cross-encoder-3"
     teacher.train(config, dataset.train, dataset.dev, output=output, seed=followed.seed, report=report)
@@ -92,7 +96,7 @@ def network_of(followed: Recipe, dataset: Dataset) -> DssmConfig:
 
     It reads the letters that most tri-letter students do, or those of every script where a graded text has no other.
     """
-    students = followed.students.values()
+    students = [student for name, student in followed.students.items() if AGAIN not in name]
     taught = Counter(student.losses for student in students if student.needs_teacher)
     read = Counter(student.letters for student in students if student.tokenizer == "triletter")
     network = DssmConfig()
@@ -106,13 +110,22 @@ def network_of(followed: Recipe, dataset: Dataset) -> DssmConfig:
 
 
 def first_layers(checkpoint: Path, layers: int, output: Path) -> Path:
-    """A checkpoint of the first layers of another, or of all it has: the same weights, and a config.json of fewer."""
+    """A checkpoint of the first layers of another, or of all it has: the same weights, and a config.json of fewer.
+
+    Raises:
+        UnsupportedError: its config.json does not say how many layers it has.
+    """
     if not (output / "config.json").exists():
+        config = read_json(checkpoint / "config.json", dict)
+        if "num_hidden_layers" not in config:
+            raise UnsupportedError(
+                f"{checkpoint / 'config.json'}: does not say num_hidden_layers, so its first layers are not known; "
+                "train the run's teacher from a BERT, RoBERTa or MPNet to have this baseline"
+            )
         output.mkdir(exist_ok=True)
         for name in _WEIGHTS:
             if (checkpoint / name).exists():
                 shutil.copyfile(checkpoint / name, output / name)
-        config = read_json(checkpoint / "config.json", dict)
         config["num_hidden_layers"] = min(layers, config["num_hidden_layers"])
         (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return output
@@ -151,20 +164,23 @@ def _untrained(followed: Recipe, runs: Sequence[Path]) -> Iterator[System]:
     students = followed.students.values()
     named = dict.fromkeys(one.checkpoint for one in students if one.new is None)
     named |= dict.fromkeys(one.space.teacher for one in students if one.space is not None)
-    for checkpoint in [_own(name, runs[0]) if runs else name for name in named]:
+    checkpoints = [_own(name, runs[0]) if runs else name for name in named]
+    lasts = Counter(Path(checkpoint).name for checkpoint in checkpoints)
+    for checkpoint in checkpoints:
         if checkpoint == synthetic.NAME:  # made by a run, and there is none
             continue
         imported = import_twin(checkpoint)
         twin = _twin(Student(imported.twin, imported.tokenizer))
+        last = Path(checkpoint).name
         # A cosine whose scale nobody fitted gives no probabilities.
-        name = f"{Path(checkpoint).name} untrained"
+        name = f"{last if lasts[last] == 1 else checkpoint} untrained"
         yield System(name=name, score=twin.score, probabilities=False, retrieve=twin.retrieve)
 
 
 def _trained(run: Path) -> Iterator[System]:
     """What a run has trained so far: baselines, the teacher, and every student's crossing layers."""
     followed = follow.recipe_of(run)
-    if (folder := run / "baselines" / "c-dssm").is_dir():
+    if (folder := run / "baselines" / "c-dssm").joinpath(dssm.WEIGHTS).exists():
         twin = _twin(dssm.load(folder))
         yield System(name=DSSM, score=twin.score, retrieve=twin.retrieve)
     if (folder := run / "baselines" / "cross-encoder-3").joinpath("model").is_dir():
@@ -176,26 +192,34 @@ def _trained(run: Path) -> Iterator[System]:
 
 def _voices(scorer: Ensemble) -> Iterator[System]:
     """A teacher, and where it has several voices, these; each reads a split once."""
-    voices = {name: _remembering(voice) for name, voice in scorer.voices.items()}
+    voices = {name: _Remembering(voice.score) for name, voice in scorer.voices.items()}
     yield System(
         name=TEACHER,
-        score=_probabilities(lambda pairs: scorer.combine([score(pairs) for score in voices.values()])),
+        score=_probabilities(lambda pairs: scorer.combine([voice(pairs) for voice in voices.values()])),
     )
     for name, row in VOICES.items() if len(voices) > 1 else ():
         if name in voices:
-            yield System(name=row, score=_probabilities(voices[name]))
+            yield System(name=row, score=_probabilities(voices[name]), spent=voices[name].spent)
 
 
-def _remembering(voice: Voice) -> Scorer:
-    """What a voice says, without asking it again of the very pairs that it was asked of last."""
-    last: list[tuple[Sequence[tuple[str, str]], Floats]] = []
+class _Remembering:
+    """A scorer that is not asked again of the pairs that it was asked of last."""
 
-    def score(pairs: Sequence[tuple[str, str]]) -> Floats:
-        if not last or last[0][0] is not pairs:
-            last[:] = [(pairs, voice.score(pairs))]
-        return last[0][1]
+    def __init__(self, score: Scorer) -> None:
+        self._score = score
+        self._last: tuple[Sequence[tuple[str, str]], Floats] | None = None
+        self._seconds = 0.0
 
-    return score
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+        if self._last is None or self._last[0] != pairs:
+            began = time.perf_counter()
+            self._last = pairs, self._score(pairs)
+            self._seconds = time.perf_counter() - began
+        return self._last[1]
+
+    def spent(self) -> float:
+        """Seconds that the last scores took."""
+        return self._seconds
 
 
 def bundles_of(run: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
@@ -227,12 +251,12 @@ def of_bundle(name: str, path: Path) -> Iterator[System]:
 
 
 def teacher_of(run: Path) -> Scorer:
-    """The probabilities of a run's teacher.
+    """The probabilities of a run's teacher, which reads a split once.
 
     Raises:
         UsageError: the run has none yet.
     """
-    return _probabilities(teaching.load_teacher(follow.recipe_of(run), run).score)
+    return _Remembering(_probabilities(teaching.load_teacher(follow.recipe_of(run), run).score))
 
 
 def _load(followed: Recipe, folder: Path) -> teacher.Teacher:

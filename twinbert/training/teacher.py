@@ -46,6 +46,7 @@ TextPair = tuple[str, str]
 
 WATCHED = ("auc2", "ndcg10", "calibration_error")
 _SCORED_AT_ONCE = 4096  # pairs tokenised together; also the stretch within which they are sorted by length
+_READ = (".json", ".safetensors", ".txt")  # what of a checkpoint shapes what it does
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -241,6 +242,23 @@ def locate(checkpoint: str) -> Path:
     return path
 
 
+def identity(checkpoint: str) -> str:
+    """What names a checkpoint in what shapes a result: a package's own name, or the digest of what a directory holds,
+    wherever that lies.
+
+    Raises:
+        UsageError: there is none, or it lacks a file.
+    """
+    if checkpoint in PACKAGES:
+        return checkpoint
+    folder = locate(checkpoint)
+    digest = hashlib.sha256()
+    files = [*folder.glob("*"), *folder.glob("[0-9]*_*/*")]  # those of sentence-transformers' modules too
+    for path in sorted(path for path in files if path.suffix in _READ and path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{describe_file(path)['sha256']}\n".encode())
+    return digest.hexdigest()
+
+
 def watch(logits_N: Floats, dev: Split) -> dict[str, float]:
     """What is measured on dev after an epoch."""
     probabilities = torch.from_numpy(logits_N).sigmoid()
@@ -326,6 +344,9 @@ def open_checkpoint(path: Path, *, max_tokens: int, batch: int = 64, trained: bo
     if tokenizer.pad_token_id is None:
         raise UnsupportedError(f"{path}: its tokenizer has no padding token; name one in tokenizer_config.json")
     positions = getattr(model.config, "max_position_embeddings", max_tokens)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if (padding := getattr(table, "padding_idx", None)) is not None:  # RoBERTa and MPNet count from behind it
+        positions -= padding + 1
     if max_tokens > positions:
         raise UsageError(f"{path}: reads {positions} tokens, max_tokens is {max_tokens}; lower it")
     tokens = describe_file(path / "tokenizer.json")["sha256"]
@@ -359,4 +380,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _described(config: TeacherConfig, source: Path) -> dict[str, Any]:
-    return dataclasses.asdict(config) | {"weights": describe_file(source / "model.safetensors")["sha256"]}
+    weights = describe_file(source / "model.safetensors")["sha256"]
+    return dataclasses.asdict(config) | {"checkpoint": identity(config.checkpoint), "weights": weights}

@@ -11,7 +11,7 @@ from twinbert.training import ensemble, lexical, teacher
 from twinbert.training import pairs as pairs_
 from twinbert.training.data import Dataset
 from twinbert.training.devices import new_accelerator, precision_of
-from twinbert.training.ensemble import CROSS_ENCODERS, WORDS, CrossEncoders, Ensemble, TwinVoice, Voice
+from twinbert.training.ensemble import CROSS_ENCODERS, REMEDY, WORDS, CrossEncoders, Ensemble, TwinVoice, Voice
 from twinbert.training.pairs import Pairs, ScoreCache
 from twinbert.training.recipe import Recipe
 from twinbert.training.report import Report
@@ -73,7 +73,7 @@ def load_teacher(recipe: Recipe, run: Path) -> Ensemble:
     folders = teacher_folders(recipe, run)
     for folder in folders:
         if not (folder / "model").is_dir():
-            raise UsageError(f"{folder}: has no trained teacher yet; make it with `twinbert train teacher`")
+            raise UsageError(f"{folder}: has no trained teacher yet; {REMEDY}")
     config = recipe.teacher
     members = [teacher.load(one / "model", max_tokens=config.max_tokens, batch=config.batch) for one in folders]
     voices = _voices(recipe, CrossEncoders(members), run)
@@ -84,7 +84,12 @@ def load_teacher(recipe: Recipe, run: Path) -> Ensemble:
 
 def _voices(recipe: Recipe, cross_encoders: CrossEncoders, run: Path) -> dict[str, Voice]:
     """All but the network on words."""
-    twins = {name: TwinVoice(run / "students" / name / "bundle") for name in recipe.twins}
+    twins: dict[str, Voice] = {}
+    for name in recipe.twins:
+        bundle = run / "students" / name / "bundle"
+        if not bundle.is_dir():
+            raise UsageError(f"{bundle.parent}: the twin that teaches is not trained yet; {REMEDY}")
+        twins[name] = TwinVoice(bundle)
     return {CROSS_ENCODERS: cross_encoders, **twins}
 
 
