@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch import nn
 
 from tests import bundles
 from tests.bundles import save_tokenizer, tiny_tower
+from tests.once import MakeOnce, made_once
 from twinbert.bundle import TOWERS, Bundle
 from twinbert.export import export
 from twinbert.model.config import TwinConfig
@@ -34,21 +35,10 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bundles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of bundles for all processes that this suite runs in."""
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Makes by name what takes long; see `tests.once`."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def export_once(twin: TwinBert, path: Path, tokenizer: Path) -> Path:
-    """The bundle at a path that processes share, which the first of them makes: an export takes seconds."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            export(twin, path, tokenizer=tokenizer, source={"name": path.name})
-    return path
+    return functools.partial(made_once, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once")
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +56,9 @@ def tiny_twin(tiny_tokenizer: Path) -> TwinBert:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_twin: TwinBert, tiny_tokenizer: Path, bundles_folder: Path) -> Path:
+def tiny_bundle(tiny_twin: TwinBert, tiny_tokenizer: Path, make_once: MakeOnce) -> Path:
     """A bundle with two different towers, weighted pooling, l2: D = 32, queries of 16 tokens, documents of 32."""
-    return export_once(tiny_twin, bundles_folder / "tiny", tiny_tokenizer)
+    return make_once("tiny", lambda path: export(tiny_twin, path, tokenizer=tiny_tokenizer, source={"name": "tiny"}))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +68,7 @@ def runtime(tiny_bundle: Path) -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tiny_tokenizer: Path, bundles_folder: Path) -> Path:
+def other_bundle(tiny_tokenizer: Path, make_once: MakeOnce) -> Path:
     """A bundle of another fingerprint: shared towers, `cls` pooling, tanh projection and no l2; also D = 32."""
     vocabulary = tokenizers.Tokenizer.from_file(str(tiny_tokenizer)).get_vocab_size()
     tower = tiny_tower(vocabulary, layers=1, pooling="cls", projection=32)
@@ -90,4 +80,4 @@ def other_bundle(tiny_tokenizer: Path, bundles_folder: Path) -> Path:
         for module in twin.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.3)
-    return export_once(twin, bundles_folder / "other", tiny_tokenizer)
+    return make_once("other", lambda path: export(twin, path, tokenizer=tiny_tokenizer, source={"name": "other"}))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.once import MakeOnce
 from tests.servers import COMMAND, refresh, running, write_documents
 from twinbert.bundle import Bundle
 from twinbert.client import ScorerClient, Task
@@ -31,16 +32,18 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(make_once: MakeOnce) -> Path:
     """The folder of a run by the command."""
-    path = tmp_path_factory.mktemp("training") / "run"
-    words = [COMMAND, "train", "run", "--recipe", "tiny", "--output", str(path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{name}\t{path / 'students' / name / 'bundle'}" for name in STUDENTS]
-    events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert {"data", "progress", "epoch", "calibrated", "done"} <= {event["event"] for event in events}
-    return path
+
+    def train(path: Path) -> None:
+        words = [COMMAND, "train", "run", "--recipe", "tiny", "--output", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [f"{name}\t{path / 'students' / name / 'bundle'}" for name in STUDENTS]
+        events = [json.loads(line) for line in done.stderr.splitlines()]
+        assert {"data", "progress", "epoch", "calibrated", "done"} <= {event["event"] for event in events}
+
+    return make_once("run", train)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
