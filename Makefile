@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m demo.run $(if $(KEEP),--keep)
 
+# One thread a process: those of several processes wait for each other on the same cores.
 test: setup
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: setup protos-check
 	$(BIN)/ruff format --check .
