@@ -39,8 +39,8 @@ class Spoken:
     def cache_name(self, precision: Precision) -> str:
         return f"{self.digest}-{precision}"
 
-    def order(self, query: str, document: str) -> int:
-        return -len(document)
+    def order(self, query: str, document: str) -> tuple[int, str]:
+        return -len(document), ""
 
 
 def hash_of(*texts: str) -> int:
@@ -141,7 +141,7 @@ def test_several_cross_encoders_speak_with_one_voice() -> None:
     """Their mean; its digest is of all of them, and of one alone its own."""
     members = [Spoken("one", 1.0), Spoken("two", 1.0)]
     pairs = DATASET.dev.texts()[:8]
-    both, one = CrossEncoders(members), CrossEncoders(members[:1])  # type: ignore[arg-type]  # as a Teacher does
+    both, one = CrossEncoders(members), CrossEncoders(members[:1])
     first, second = (member.score(pairs) for member in members)
     assert np.abs(first - second).max() > 0
     np.testing.assert_allclose(both.score(pairs), (first + second) / 2, rtol=1e-6)

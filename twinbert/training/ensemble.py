@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from twinbert.training.data import Split
 from twinbert.training.devices import Precision, cache_name, new_accelerator, precision_of
 from twinbert.training.report import Report
 from twinbert.training.runs import Run, locked, replace_text
-from twinbert.training.teacher import Floats, Teacher, TextPair, digest_of, watch
+from twinbert.training.teacher import Floats, TextPair, digest_of, watch
 
 CROSS_ENCODERS = "cross-encoders"
 WORDS = "words"
@@ -37,8 +37,8 @@ REMEDY = "make it with `twinbert train teacher`"
 _FILE = "weights.json"
 
 
-class Voice(Protocol):
-    """Something that grades pairs by itself."""
+class Grader(Protocol):
+    """Something that grades pairs."""
 
     digest: str
     """What names it: with equal digests, equal scores in one precision."""
@@ -46,10 +46,14 @@ class Voice(Protocol):
     def score(self, pairs: Sequence[TextPair], *, precision: Precision = "float32") -> Floats:
         """Logits float32 [N] of (query, document) pairs; their sigmoid is the expected grade."""
 
+
+class Voice(Grader, Protocol):
+    """One that speaks in an ensemble."""
+
     def cache_name(self, precision: Precision) -> str:
         """What names a cache of its scores."""
 
-    def order(self, query: str, document: str) -> Any:  # noqa: ANN401 - whatever sorts
+    def order(self, query: str, document: str) -> tuple[int, str]:
         """Pairs whose orders are neighbours are scored together at the least cost."""
 
 
@@ -60,7 +64,7 @@ class CrossEncoders:
         members: at least one.
     """
 
-    def __init__(self, members: Sequence[Teacher]) -> None:
+    def __init__(self, members: Sequence[Grader]) -> None:
         self._members = members
         digests = [member.digest for member in members]
         self.digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
@@ -74,9 +78,9 @@ class CrossEncoders:
         """See `Voice`."""
         return cache_name(self.digest, precision)
 
-    def order(self, query: str, document: str) -> int:
+    def order(self, query: str, document: str) -> tuple[int, str]:
         """Of like length, so that a batch has little padding."""
-        return len(query) + len(document)
+        return len(query) + len(document), ""
 
 
 class TwinVoice:

@@ -122,9 +122,9 @@ class Lexical:
         """What names a cache of its scores."""
         return self.digest
 
-    def order(self, query: str, document: str) -> int:
+    def order(self, query: str, document: str) -> tuple[int, str]:
         """Any is as good."""
-        return len(query) + len(document)
+        return len(query) + len(document), ""
 
 
 def train(

@@ -140,7 +140,7 @@ def score(
     cache: ScoreCache,
     report: Report,
     *,
-    order: Callable[[str, str], Any] = lambda query, document: len(query) + len(document),
+    order: Callable[[str, str], tuple[int, str]] = lambda query, document: (len(query) + len(document), ""),
     accelerator: accelerate.Accelerator | None = None,
     stage: str = "pairs",
 ) -> Pairs:
