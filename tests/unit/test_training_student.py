@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from twinbert.errors import BundleError, ExportError, UnsupportedError, UsageError
+from twinbert.importing import identity
 from twinbert.tokenizer import TokenBatch, open_tokenizer_file
 from twinbert.training import embedding, initial, losses, readable, recipe, student, synthetic, teacher
 from twinbert.training.blocks import Blocks
@@ -257,15 +258,23 @@ def test_a_checkpoint_is_what_it_holds_wherever_it_lies(
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint, moved)
     monkeypatch.chdir(tmp_path)
-    assert teacher.identity("moved") == teacher.identity(str(checkpoint)) == teacher.identity(str(moved))
+    assert identity("moved") == identity(str(checkpoint)) == identity(str(moved))
     (moved / "1_Pooling").mkdir()
     (moved / "1_Pooling" / "config.json").write_text("{}")
     (moved / "training.log").write_text("what nobody reads")
-    pooled = teacher.identity("moved")
-    assert pooled != teacher.identity(str(checkpoint))
+    pooled = identity("moved")
+    assert pooled != identity(str(checkpoint))
     (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text() + "\n")
-    assert teacher.identity("moved") not in (pooled, teacher.identity(str(checkpoint)))
-    assert teacher.identity("all-minilm-l6-v2") == "all-minilm-l6-v2"
+    assert identity("moved") not in (pooled, identity(str(checkpoint)))
+    assert identity("all-minilm-l6-v2") == "all-minilm-l6-v2"
+    (moved / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (moved / name).rename(moved / "0_Transformer" / name)  # as sentence-transformers also has it
+    nested = identity("moved")
+    (moved / "0_Transformer" / "config.json").write_text("{}")
+    assert identity("moved") != nested
+    with pytest.raises(UsageError, match="nowhere: is no directory, and no known name"):
+        identity("nowhere")
 
 
 def test_checkpoints_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from store.files import sync_file
 from twinbert.errors import UsageError
-from twinbert.importing import Imported, import_twin
+from twinbert.importing import Imported, identity, import_twin
 from twinbert.model.projection import RMS, pca_projection
 from twinbert.model.tower import Tower
 from twinbert.tokenizer import TokenBatch, Tokenizer, open_tokenizer_file
@@ -32,7 +32,6 @@ from twinbert.training.distillation import embed
 from twinbert.training.loop import windows
 from twinbert.training.report import Report
 from twinbert.training.schedule import Schedule
-from twinbert.training.teacher import identity
 from twinbert.training.texts import TextFile
 
 Floats = npt.NDArray[np.float32]

@@ -16,6 +16,7 @@ import accelerate
 import numpy as np
 
 from twinbert.bundle import describe_file
+from twinbert.importing import identity
 from twinbert.model.checkpoint import load_weights, save_weights
 from twinbert.training.data import Dataset
 from twinbert.training.devices import precision_of
@@ -25,7 +26,6 @@ from twinbert.training.loop import Task, fit
 from twinbert.training.readable import readable
 from twinbert.training.report import Report
 from twinbert.training.runs import Run, locked
-from twinbert.training.teacher import identity
 from twinbert.training.texts import TextFile
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from twinbert.bundle import Bundle
 from twinbert.bundle import Tower as TowerName
 from twinbert.errors import UsageError
 from twinbert.export import export
+from twinbert.importing import identity
 from twinbert.model.checkpoint import open_twin
 from twinbert.model.config import CrossingKind
 from twinbert.model.twin import TwinBert
@@ -37,7 +38,7 @@ from twinbert.training.readable import readable_pairs
 from twinbert.training.report import Report, Silent
 from twinbert.training.runs import Run
 from twinbert.training.space import learn_space
-from twinbert.training.teacher import WATCHED, digest_of, identity
+from twinbert.training.teacher import WATCHED, digest_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -141,9 +142,8 @@ def train(
     described |= {"pairs": pairs.digest(), "dev": digest_of(dataset.dev)}
     run = Run(output / "distil", described, writes=main)
     if not (output / "bundle").exists():
-        drawn = (
-            own if config.space is None else seed
-        )  # a first stage is one for all seeds of a student: so is its start
+        # A first stage is one for all seeds of a student, and so are the weights that it starts from.
+        drawn = own if config.space is None else seed
         torch.manual_seed(drawn)
         with accelerator.main_process_first():
             twin, tokenizer = build(config, output, pairs, drawn, writes=main)

@@ -30,7 +30,7 @@ from torch.nn import functional
 from store.files import sync_directory, sync_file
 from twinbert.bundle import describe_file
 from twinbert.errors import BundleError, UnsupportedError, UsageError
-from twinbert.importing import PACKAGES, installed
+from twinbert.importing import PACKAGES, identity, installed
 from twinbert.model.checkpoint import read_json
 from twinbert.training.data import Split
 from twinbert.training.devices import Precision, new_accelerator
@@ -46,7 +46,6 @@ TextPair = tuple[str, str]
 
 WATCHED = ("auc2", "ndcg10", "calibration_error")
 _SCORED_AT_ONCE = 4096  # pairs tokenised together; also the stretch within which they are sorted by length
-_READ = (".json", ".safetensors", ".txt")  # what of a checkpoint shapes what it does
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -240,23 +239,6 @@ def locate(checkpoint: str) -> Path:
         if not (path / name).is_file():
             raise UsageError(f"{path / name}: is missing; a checkpoint needs {', '.join(_NEEDED)}")
     return path
-
-
-def identity(checkpoint: str) -> str:
-    """What names a checkpoint in what shapes a result: a package's own name, or the digest of what a directory holds,
-    wherever that lies.
-
-    Raises:
-        UsageError: there is none, or it lacks a file.
-    """
-    if checkpoint in PACKAGES:
-        return checkpoint
-    folder = locate(checkpoint)
-    digest = hashlib.sha256()
-    files = [*folder.glob("*"), *folder.glob("[0-9]*_*/*")]  # those of sentence-transformers' modules too
-    for path in sorted(path for path in files if path.suffix in _READ and path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0{describe_file(path)['sha256']}\n".encode())
-    return digest.hexdigest()
 
 
 def watch(logits_N: Floats, dev: Split) -> dict[str, float]:
