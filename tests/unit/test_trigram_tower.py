@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from twinbert.errors import UsageError
-from twinbert.model.config import TowerConfig, TwinConfig
+from twinbert.model.config import Embedding, TowerConfig, TwinConfig
 from twinbert.model.tower import Tower, TrigramEmbedding
 
 TOWER = TowerConfig(vocabulary=40, hidden=8, layers=2, heads=2, feed_forward=12, positions=5, embedding="trigrams")
@@ -47,6 +47,23 @@ def test_padding_of_words_and_of_texts_changes_nothing(tower: Tower) -> None:
     ids_BLT[0, :2], ids_BLT[0, :2, :2] = 0, ids_LT
     mask_BL = torch.tensor([[1, 1, 0, 0, 0], [1] * 5])
     torch.testing.assert_close(tower(ids_BLT, mask_BL)[:1], alone_1D)
+
+
+@pytest.mark.parametrize("embedding", ["tokens", "trigrams"])
+def test_chunks_looked_up_at_once_are_embedded_as_each_alone(embedding: Embedding) -> None:
+    """Embeddings and gradients, whatever the chunks' lengths and their most trigrams of a word."""
+    torch.manual_seed(22)
+    tower = Tower(replace(TOWER, embedding=embedding)).eval()
+    trigrams = [(4,), (2,), (7,)] if embedding == "trigrams" else [(), (), ()]
+    shapes = [(B, L, *T) for (B, L), T in zip([(2, 5), (1, 1), (3, 2)], trigrams, strict=True)]
+    chunks = [(torch.randint(1, 40, shape), torch.ones(shape[:2], dtype=torch.int64)) for shape in shapes]
+    chunks[0][1][0, 3:] = 0
+    weight_ND = torch.randn(6, 8)
+    found, expected = tower.several(chunks), torch.cat([tower(*chunk) for chunk in chunks])
+    torch.testing.assert_close(found, expected)
+    parameters = [p for p in tower.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad((weight_ND * value).sum(), parameters) for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_what_is_exported_computes_what_is_trained(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:

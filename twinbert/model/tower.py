@@ -6,6 +6,7 @@ Shapes: B texts, L tokens, T trigrams of a token, H hidden, A heads, K = H / A, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,26 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """First states of tokens, whose ids are [B, L], or [B, L, T] of trigrams."""
+        return self._placed(self.word(input_ids))  # [B, L, H]
+
+    def several(self, chunks: Sequence[Tensor]) -> list[Tensor]:
+        """First states of several such `input_ids`.
+
+        One lookup for all: the gradient of each is as large as the vocabulary, and took a quarter of a training step.
+        """
+        flat = [ids.flatten(0, 1) for ids in chunks]  # [B · L] or [B · L, T]
+        if flat[0].ndim > 1:
+            most = max(ids.shape[1] for ids in flat)
+            flat = [functional.pad(ids, (0, most - ids.shape[1])) for ids in flat]
+        words_SH = self.word(torch.cat(flat).unsqueeze(0)).squeeze(0)
+        parts = words_SH.split([len(ids) for ids in flat])
+        return [self._placed(part.view(*ids.shape[:2], -1)) for part, ids in zip(parts, chunks, strict=True)]
+
+    def _placed(self, words_BLH: Tensor) -> Tensor:
         # Position and segment are added first: export folds them into one constant.
         position = self.position if self.segment is None else self.position + self.segment
-        position_LH = position[: input_ids.shape[1]]
-        states_BLH: Tensor = self.dropout(self.norm(self.word(input_ids) + position_LH))
-        return states_BLH  # [B, L, H]
+        states_BLH: Tensor = self.dropout(self.norm(words_BLH + position[: words_BLH.shape[1]]))
+        return states_BLH
 
 
 class Attention(nn.Module):
@@ -142,16 +158,11 @@ class Tower(nn.Module):
 
     def states(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """The last layer's states [B, L, H] of tokens; those of padding mean nothing."""
-        mask_B11L = _additive(attention_mask_BL)[:, None, None, :]
-        states_BLH: Tensor = self.embeddings(input_ids)
-        for layer in self.layers:
-            states_BLH = layer(states_BLH, mask_B11L)
-        return states_BLH  # [B, L, H]
+        return self._states(self.embeddings(input_ids), attention_mask_BL)
 
     def pooled(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """One vector [B, H] of each text: its embedding before projection and normalisation."""
-        vector_BH: Tensor = self.pooling(self.states(input_ids, attention_mask_BL), _additive(attention_mask_BL))
-        return vector_BH
+        return self._pooled(self.embeddings(input_ids), attention_mask_BL)
 
     def forward(self, input_ids: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Embeddings of texts.
@@ -163,7 +174,27 @@ class Tower(nn.Module):
         Returns:
             float32 [B, D].
         """
-        vector_BD = self.pooled(input_ids, attention_mask_BL)
+        return self._embedded(self.embeddings(input_ids), attention_mask_BL)
+
+    def several(self, chunks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Embeddings [N, D] of the texts of all chunks, each what `forward` takes, in their sequence."""
+        first = self.embeddings.several([ids for ids, _ in chunks])
+        masks = [mask for _, mask in chunks]
+        return torch.cat([self._embedded(states, mask) for states, mask in zip(first, masks, strict=True)])
+
+    def _states(self, states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        mask_B11L = _additive(attention_mask_BL)[:, None, None, :]
+        for layer in self.layers:
+            states_BLH = layer(states_BLH, mask_B11L)
+        return states_BLH  # [B, L, H]
+
+    def _pooled(self, first_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        states_BLH = self._states(first_BLH, attention_mask_BL)
+        vector_BH: Tensor = self.pooling(states_BLH, _additive(attention_mask_BL))
+        return vector_BH
+
+    def _embedded(self, first_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        vector_BD = self._pooled(first_BLH, attention_mask_BL)
         if self.projection is not None:
             vector_BD = torch.tanh(self.projection(vector_BD))
         if self.config.normalisation == "l2":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from twinbert.errors import UsageError
 from twinbert.model.config import CrossingKind
+from twinbert.model.tower import Tower
 from twinbert.model.twin import TwinBert
 from twinbert.training import losses
 
@@ -122,5 +123,9 @@ class Distillation(nn.Module):
 
 def embed(tower: nn.Module, texts: Mapping[str, Any]) -> Tensor:
     """float32 embeddings [N, D] of texts in chunks of like length, in the order that the texts had."""
-    embeddings_ND = torch.cat([tower(ids, mask) for ids, mask in texts["chunks"]]).float()
-    return embeddings_ND[texts["places"]]
+    chunks = texts["chunks"]
+    if isinstance(tower, Tower):
+        embeddings_ND = tower.several(chunks)
+    else:
+        embeddings_ND = torch.cat([tower(ids, mask) for ids, mask in chunks])
+    return embeddings_ND.float()[texts["places"]]
