@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,13 +56,36 @@ def test_a_query_meets_judged_near_and_random_documents() -> None:
 def test_documents_without_a_word_are_nobodys_neighbours() -> None:
     """BM25 counts words of two letters; where no document has one, it finds nothing, and says nothing of it."""
     train = Split("train", [Pair("red bolt", "a", 1.0), Pair("b", "–", 0.0)])
-    assert len(choose(dataclasses.replace(DATASET, train=train), PairsConfig(bm25=3, random=0), seed=1)) == 2
+    assert len(choose(replace(DATASET, train=train), PairsConfig(bm25=3, random=0), seed=1)) == 2
 
 
 def test_held_out_queries_are_never_asked_about() -> None:
     """No pair has a query of dev or test."""
     asked = {query for query, _ in choose(DATASET, PairsConfig(), seed=1).texts()}
     assert asked == set(DATASET.train.by_query())
+
+
+def test_parts_of_documents_stand_in_for_queries() -> None:
+    """Each is a run of words of a document, which it meets with others, and nobody graded; what was chosen without
+    them is chosen still. None is a query of dev or test, and where documents are few, so are they.
+    """
+    config = PairsConfig(bm25=3, random=1)
+    without, more = choose(DATASET, config, seed=1), choose(DATASET, replace(config, spans=20), seed=1)
+    assert set(without.texts()) < set(more.texts())
+    stand_ins = more.queries[len(without.queries) :]
+    assert 10 < len(stand_ins) <= 20
+    documents = DATASET.corpus()
+    assert all(any(f" {span} " in f" {document} " for document in documents) for span in stand_ins)
+    new = [
+        (query, grade) for query, grade in zip(more.query_P, more.grade_P, strict=True) if query >= len(without.queries)
+    ]
+    assert {query for query, _ in new} == set(range(len(without.queries), len(more.queries)))
+    assert all(np.isnan(grade) for _, grade in new)
+    assert more.queries == choose(DATASET, replace(config, spans=20), seed=1).queries
+    single = Split("test", [Pair(span.upper(), "a", 1.0) for span in stand_ins])
+    assert not set(stand_ins) & set(choose(replace(DATASET, test=single), replace(config, spans=20), seed=1).queries)
+    every = choose(DATASET, replace(config, spans=10**6), seed=1)
+    assert len(every.queries) <= len(without.queries) + len(documents)
 
 
 def test_choice_follows_from_the_seed() -> None:

@@ -47,6 +47,8 @@ def claim_of(recipe: Recipe, dataset: Dataset, inputs: Inputs) -> Claim:
     for name in ("lexical", "twins"):  # of which runs from before there were any say nothing
         if not described[name]:
             del described[name]
+    if not recipe.pairs.spans:
+        del described["pairs"]["spans"]
     students = {name: student.described() for name, student in recipe.students.items()}
     files = {
         "queries": (inputs.queries, recipe.columns.query),

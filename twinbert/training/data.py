@@ -15,6 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from twinbert.errors import UsageError
 from twinbert.text import folded, is_blank
 from twinbert.training.rows import require, rows
@@ -113,9 +115,17 @@ class Dataset:
         if spans:
             yield from spans_of(chain(self.corpus(0), self.documents), spans, seed=seed)
 
+    def stand_ins(self, documents: Sequence[str], count: int, *, seed: int) -> Iterator[str]:
+        """At most `count` runs of words, of as many random documents: queries to learn from that nobody asked."""
+        drawn = np.random.default_rng(seed).permutation(len(documents))[:count]
+        return self._learnable(spans_of((documents[number] for number in drawn.tolist()), 1, seed=seed))
+
     def _more_queries(self) -> Iterator[str]:
+        return self._learnable(self.queries)
+
+    def _learnable(self, queries: Iterable[str]) -> Iterator[str]:
         held_out = {query_key(pair.query) for split in (self.dev, self.test) for pair in split.pairs}
-        return (query for query in self.queries if query_key(query) not in held_out)
+        return (query for query in queries if query_key(query) not in held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
